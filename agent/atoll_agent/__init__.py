@@ -1,0 +1,1 @@
+"""What runs inside a guest: standard library only, shipped as one zipapp."""

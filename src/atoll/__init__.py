@@ -1,0 +1,3 @@
+"""Atoll: backup for VMware farms from storage snapshots."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""LUN bytes to VMFS to VMDK to partitions: extent maps, changed extents, readers."""

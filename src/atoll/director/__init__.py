@@ -1,0 +1,1 @@
+"""Plan, hold, snapshot, release, proof."""

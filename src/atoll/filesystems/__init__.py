@@ -1,0 +1,1 @@
+"""Guest file systems: entries and content, parsed in a sandboxed process."""

@@ -1,0 +1,1 @@
+"""The director's side of the agent channel: certificates and calls."""

@@ -1,0 +1,1 @@
+"""Away from production: map the snapshot, copy its disks, retire it."""

@@ -1,0 +1,77 @@
+"""How still an application was held, and the proof of it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Consistency(StrEnum):
+    """What a restore point promises, best first."""
+
+    APP = "app"
+    FILESYSTEM = "filesystem"
+    CRASH = "crash"
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationState:
+    """An application as the agent held it.
+
+    `position` is its own notion of time (LSN, GTID). `witness` is the answer of
+    the query the admin gave for it, taken while it was held. `held` is False
+    when it could not be held and `detail` says why.
+    """
+
+    kind: str
+    name: str
+    held: bool
+    position: str
+    witness: str | None
+    flush_seconds: float
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """One guest's hold, times in seconds since the epoch by the guest's own clock.
+
+    `unbroken` is the agent's word that applications and file systems stayed
+    held from `frozen_at` to `thawed_at`; otherwise `reason` says what broke it.
+    `clock_offset_seconds` is guest minus director, `clock_error_seconds` how
+    far that can be wrong (half the round trip).
+    """
+
+    run: str
+    frozen_at: float
+    thawed_at: float
+    lease_seconds: float
+    unbroken: bool
+    reason: str
+    applications: tuple[ApplicationState, ...]
+    filesystems: tuple[str, ...]
+    clock_offset_seconds: float
+    clock_error_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """How long the guest was held."""
+        return self.thawed_at - self.frozen_at
+
+
+@dataclass(frozen=True, slots=True)
+class ConsistencyProof:
+    """Why a restore point may be called what it is called.
+
+    `snapshot_started_at` and `snapshot_finished_at` are by the storage's clock.
+    `reasons` is empty for an app-consistent point and else says what was lost.
+    """
+
+    vm: str
+    consistency: Consistency
+    reasons: tuple[str, ...]
+    hold: Hold | None
+    group: str
+    snapshot: str
+    snapshot_started_at: float
+    snapshot_finished_at: float
+    host_before: str
+    host_after: str

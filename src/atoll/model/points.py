@@ -1,0 +1,61 @@
+"""Restore points and what they hold."""
+
+from dataclasses import dataclass, field
+
+from atoll.model.consistency import ConsistencyProof
+
+
+@dataclass(frozen=True, slots=True)
+class DiskImage:
+    """One disk of a restore point.
+
+    `root` names the disk's chunk table in the repository (hex). `read_bytes` is
+    what was read from the snapshot to make it, `changed_bytes` what the storage
+    diff said had changed, `stored_bytes` what was added to the repository.
+    `extent_map` names the disk's flattened extent map in the repository (hex),
+    kept to find the next increment; empty when there is none.
+    """
+
+    key: int
+    label: str
+    path: str
+    size_bytes: int
+    root: str
+    extent_map: str
+    luns: tuple[str, ...]
+    read_bytes: int
+    changed_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a restore test saw. Free-form facts are in `facts`, e.g. `wal_replayed_bytes`."""
+
+    proven_at: float
+    passed: bool
+    boot_seconds: float
+    summary: str
+    facts: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePoint:
+    """A VM as it was at one instant. `id` is unique in the repository and sorts by time.
+
+    `created_at` is the snapshot's instant, seconds since the epoch. `group` and
+    `snapshot` name the storage snapshot the next increment is measured from.
+    """
+
+    id: str
+    run: str
+    vm: str
+    instance_uuid: str
+    created_at: float
+    group: str
+    snapshot: str
+    incremental: bool
+    proof: ConsistencyProof
+    disks: tuple[DiskImage, ...]
+    vmx: str
+    guest_os: str

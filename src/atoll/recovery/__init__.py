@@ -1,0 +1,1 @@
+"""Files, disks and restore tests from restore points."""

@@ -1,0 +1,1 @@
+"""Where restore points live: chunks, packs, index, restore points, keys."""

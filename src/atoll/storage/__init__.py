@@ -1,0 +1,1 @@
+"""The storage server: LUNs, LUN groups, snapshots, presentation and changed extents."""

@@ -1,0 +1,1 @@
+"""One file an engine. Imported by atoll.wiring alone."""

@@ -1,0 +1,1 @@
+"""What exports LUNs to initiators."""

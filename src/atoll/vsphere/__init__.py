@@ -1,0 +1,1 @@
+"""vCenter and ESX. The only importer of pyVmomi."""
