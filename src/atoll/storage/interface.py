@@ -89,9 +89,7 @@ class StorageEngine(Protocol):
         """What is presented now."""
         ...
 
-    def changed_extents(
-        self, group: str, lun: str, older: str, newer: str
-    ) -> Iterator[Extent]:
+    def changed_extents(self, group: str, lun: str, older: str, newer: str) -> Iterator[Extent]:
         """Ranges of the LUN that may differ between two snapshots of its group.
 
         Ordered, merged, a superset of what changed: never misses one. Where the

@@ -1,0 +1,38 @@
+# `make demo` shows Atoll at work; `make test` proves it. Both make the machine ready first.
+PY := .venv/bin/python
+
+.PHONY: help setup test unit lint demo soak bench bench-main agent lock clean
+help:            ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | column -t -s "$$(printf '\t')"
+
+setup:           ## install packages and the virtual environment from the lock file
+	@sh scripts/setup
+
+lint: setup      ## style, types and layers
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+
+unit: setup      ## the quick tests
+	.venv/bin/pytest -q tests/unit
+
+test: lint       ## everything but the long repeats
+	.venv/bin/pytest -m "not soak"
+
+soak: setup      ## the long repeats
+	.venv/bin/pytest -m soak
+
+demo: setup      ## a site in a box, backed up, restored and proven; ends with a report
+	$(PY) -m atoll_lab.demo
+
+bench: bench-main ## every benchmark
+
+bench-main: setup ## figures of the main job, with an in-guest agent beside it
+	$(PY) bench/main.py
+
+agent: setup     ## build the agent as one file: build/atoll-agent.pyz
+	$(PY) -m atoll.guests.package build/atoll-agent.pyz
+
+lock:            ## refresh requirements.lock from pyproject.toml
+	uv pip compile -q --generate-hashes --no-header --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
