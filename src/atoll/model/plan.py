@@ -7,9 +7,10 @@ from atoll.model.inventory import VirtualDisk, VirtualMachine
 
 @dataclass(frozen=True, slots=True)
 class PlannedDisk:
-    """A disk and the LUNs below it (LUN names in the order of the volume's extents)."""
+    """A disk, its LUN group, and the LUNs below it (names in the order of the volume's extents)."""
 
     disk: VirtualDisk
+    group: str
     vmfs_uuid: str
     luns: tuple[str, ...]
 

@@ -1,0 +1,96 @@
+"""`atoll backup`: one run over one LUN group; `atoll cleanup`: what dead runs left."""
+
+from typing import Annotated
+
+import typer
+
+from atoll.cli import context
+from atoll.cli.output import as_json, err, out, seconds, size, table
+from atoll.cli.progress import LiveProgress
+from atoll.model.consistency import Consistency
+from atoll.model.points import RestorePoint
+from atoll.model.progress import Progress, Silent
+from atoll.service.backup import BackupResult, back_up, clean_site
+
+LESSER_POINT = 4
+"""Exit status of a backup that made a point less consistent than its VM's agent should give."""
+
+
+def backup(
+    vms: Annotated[list[str], typer.Argument(help="Names or instance UUIDs of VMs.")],
+    full: Annotated[bool, typer.Option("--full", help="Read everything again.")] = False,
+    accept_less: Annotated[
+        bool,
+        typer.Option(
+            "--accept-less", help="Make crash-consistent points of guests that cannot be held."
+        ),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, no progress.")] = False,
+) -> None:
+    """Back up VMs from one atomic snapshot of their LUN group.
+
+    Exit status 4 means that the points were made, but one is less consistent
+    than an agent should give; the table says why.
+    """
+    site = context.site(accept_less=accept_less)
+    if json:
+        result = back_up(site, vms, Silent(), full=full)
+        as_json(result)
+    else:
+        with LiveProgress() as progress:
+            watched: Progress = progress
+            result = back_up(site, vms, watched, full=full)
+        report(result)
+    if any(_lesser(point) for point in result.points):
+        raise typer.Exit(LESSER_POINT)
+
+
+def cleanup(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Clear what dead runs left: thaw guests, delete snapshots and clones no point needs."""
+    done = clean_site(context.site())
+    if json:
+        as_json(done)
+    else:
+        out.print("\n".join(done) if done else "Nothing was left behind.", markup=False)
+
+
+def report(result: BackupResult) -> None:
+    """Print what a run made."""
+    for line in result.cleaned:
+        err.print(line, style="yellow", markup=False)
+    table(
+        ["restore point", "consistency", ">held", ">read", ">of", ">added", "kind"],
+        [
+            (
+                f"{point.vm}@{point.run}",
+                str(point.proof.consistency),
+                seconds(point.proof.hold.seconds) if point.proof.hold else "-",
+                size(sum(disk.read_bytes for disk in point.disks)),
+                size(sum(disk.size_bytes for disk in point.disks)),
+                size(sum(disk.stored_bytes for disk in point.disks)),
+                "incremental" if point.incremental else "full",
+            )
+            for point in result.points
+        ],
+    )
+    out.print(
+        f"Group snapshot {result.snapshot.name} held writes back for "
+        f"{seconds(result.snapshot.pause_seconds)}; guests were held for "
+        f"{seconds(result.group_hold_seconds)} from first to last; "
+        f"copied in {seconds(result.copy_seconds)}.",
+        soft_wrap=True,
+    )
+    for point in result.points:
+        for reason in point.proof.reasons:
+            err.print(f"{point.vm} is {point.proof.consistency}-consistent: {reason}", style="red")
+    if result.bystanders:
+        out.print(
+            "Also on this LUN group, not in the job and only crash-consistent in the snapshot: "
+            + ", ".join(result.bystanders)
+        )
+
+
+def _lesser(point: RestorePoint) -> bool:
+    return bool(point.proof.reasons) and point.proof.consistency is not Consistency.APP

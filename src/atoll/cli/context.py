@@ -1,0 +1,18 @@
+"""The command line's way to the site named by --config."""
+
+from pathlib import Path
+
+from atoll.service.site import Site
+from atoll.wiring import open_site
+
+_chosen: list[Path | None] = [None]
+
+
+def choose(config: Path | None) -> None:
+    """Remember which settings file this command uses."""
+    _chosen[0] = config
+
+
+def site(*, accept_less: bool = False) -> Site:
+    """The site of the chosen settings."""
+    return open_site(_chosen[0], accept_less=accept_less)

@@ -1,0 +1,87 @@
+"""`atoll inventory`: every VM and the LUN below each of its disks."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from atoll.cli import context
+from atoll.cli.output import as_json, size, table
+from atoll.model.inventory import Inventory
+from atoll.model.storage import Lun
+
+
+@dataclass(frozen=True, slots=True)
+class DiskRow:
+    """One line of the inventory."""
+
+    vm: str
+    instance_uuid: str
+    powered_on: bool
+    host: str
+    disk: str
+    size_bytes: int
+    datastore: str
+    luns: tuple[str, ...]
+    naas: tuple[str, ...]
+    group: str | None
+    storage: str | None
+    agent: bool
+
+
+def inventory(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List VMs with host, datastore, LUN, LUN group and storage system."""
+    site = context.site()
+    engine = site.engine()
+    luns = {lun.naa: lun for group in engine.groups() for lun in group.luns}
+    found = site.vcenter().inventory()
+    rows = list(_rows(found, luns, engine.name, set(site.agents())))
+    if json:
+        as_json(rows)
+        return
+    table(
+        ["VM", "state", "host", "disk", ">size", "datastore", "LUN", "group", "storage", "agent"],
+        [
+            (
+                row.vm,
+                "on" if row.powered_on else "off",
+                row.host,
+                row.disk,
+                size(row.size_bytes),
+                row.datastore,
+                ", ".join(row.luns) or "-",
+                row.group or "not protectable",
+                row.storage or "-",
+                "yes" if row.agent else "no",
+            )
+            for row in rows
+        ],
+    )
+
+
+def _rows(found: Inventory, luns: dict[str, Lun], storage: str, agents: set[str]) -> list[DiskRow]:
+    rows = []
+    for vm in sorted(found.vms, key=lambda vm: vm.name):
+        for disk in vm.disks:
+            naas = found.datastore(disk.datastore).extents
+            known = [luns[naa] for naa in naas if naa in luns]
+            groups = {lun.group for lun in known}
+            rows.append(
+                DiskRow(
+                    vm=vm.name,
+                    instance_uuid=vm.instance_uuid,
+                    powered_on=vm.powered_on,
+                    host=vm.host,
+                    disk=disk.label,
+                    size_bytes=disk.size_bytes,
+                    datastore=disk.datastore,
+                    luns=tuple(lun.name for lun in known),
+                    naas=naas,
+                    group=groups.pop() if len(groups) == 1 else None,
+                    storage=storage if known else None,
+                    agent=vm.instance_uuid in agents,
+                )
+            )
+    return rows

@@ -1,0 +1,76 @@
+"""The `atoll` command: its groups, its errors, its exit statuses."""
+
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atoll import __version__
+from atoll.cli import agent, backup, context, files, inventory, points, prove, repo, restore, verify
+from atoll.cli.output import err
+from atoll.model.errors import AtollError
+
+app = typer.Typer(
+    name="atoll",
+    help="Backup for VMware farms from storage snapshots.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"atoll {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Settings file; else $ATOLL_CONFIG, ./atoll.toml, /etc/atoll/atoll.toml."
+        ),
+    ] = None,
+    _show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    context.choose(config)
+
+
+app.command("inventory")(inventory.inventory)
+app.command("backup")(backup.backup)
+app.command("cleanup")(backup.cleanup)
+app.command("points")(points.points)
+app.command("point")(points.point)
+app.command("files")(files.files)
+app.command("verify")(verify.verify)
+app.command("prove")(prove.prove)
+app.add_typer(restore.app, name="restore")
+app.add_typer(agent.app, name="agent")
+app.add_typer(repo.app, name="repo")
+
+
+def _add_plugins() -> None:
+    for plugin in entry_points(group="atoll.commands"):
+        app.add_typer(plugin.load(), name=plugin.name)
+
+
+def run() -> None:
+    """Entry point. An AtollError becomes one sentence on standard error and its exit status."""
+    _add_plugins()
+    try:
+        app()
+    except AtollError as error:
+        err.print(f"atoll: {error}", markup=False, soft_wrap=True)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        err.print("atoll: interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)

@@ -1,0 +1,100 @@
+"""`atoll points` and `atoll point`: what can be restored, and how far it may be trusted."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from atoll.cli import context
+from atoll.cli.output import as_json, moment, out, seconds, size, table
+from atoll.model.points import Evidence
+
+
+def points(
+    vm: Annotated[str | None, typer.Argument(help="Only this VM's points.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List restore points, oldest first."""
+    repository = context.site().repository()
+    found = [point for point in repository.points() if vm in (None, point.vm, point.instance_uuid)]
+    if json:
+        as_json([{"point": point, "evidence": repository.evidence(point.id)} for point in found])
+        return
+    table(
+        ["restore point", "taken", "consistency", "proven", ">size", ">read", ">added", "kind"],
+        [
+            (
+                f"{point.vm}@{point.run}",
+                moment(point.created_at),
+                str(point.proof.consistency),
+                _proven(repository.evidence(point.id)),
+                size(sum(disk.size_bytes for disk in point.disks)),
+                size(sum(disk.read_bytes for disk in point.disks)),
+                size(sum(disk.stored_bytes for disk in point.disks)),
+                "incremental" if point.incremental else "full",
+            )
+            for point in found
+        ],
+    )
+
+
+def point(
+    reference: Annotated[str, typer.Argument(help="VM@latest, VM@RUN or the start of a run.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show one restore point: its disks, the proof of its hold, the evidence of its tests."""
+    repository = context.site().repository()
+    found = repository.find(reference)
+    evidence = repository.evidence(found.id)
+    if json:
+        as_json({"point": found, "evidence": evidence})
+        return
+    proof = found.proof
+    out.print(f"{found.vm}@{found.run}, taken {moment(found.created_at)}", style="bold")
+    out.print(f"Consistency: {proof.consistency}" + "".join(f"\n  {why}" for why in proof.reasons))
+    out.print(f"Snapshot {proof.snapshot} of LUN group {proof.group}, host {proof.host_before}")
+    if proof.hold:
+        hold = proof.hold
+        out.print(
+            f"Held for {seconds(hold.seconds)} of a {hold.lease_seconds:.0f} s lease, "
+            + ("unbroken" if hold.unbroken else f"broken: {hold.reason}")
+            + f"; file systems frozen: {', '.join(hold.filesystems) or 'none'}"
+        )
+        table(
+            ["application", "held", "position", "witness", ">flush"],
+            [
+                (
+                    f"{state.kind} {state.name}",
+                    "yes" if state.held else state.detail or "no",
+                    state.position,
+                    state.witness or "-",
+                    seconds(state.flush_seconds),
+                )
+                for state in hold.applications
+            ],
+        )
+    table(
+        ["disk", ">size", ">read", ">added", "LUN", "where"],
+        [
+            (
+                disk.label,
+                size(disk.size_bytes),
+                size(disk.read_bytes),
+                size(disk.stored_bytes),
+                ", ".join(disk.luns),
+                disk.path,
+            )
+            for disk in found.disks
+        ],
+    )
+    for item in evidence:
+        out.print(
+            f"{'Proven' if item.passed else 'FAILED its proof'} {moment(item.proven_at)}: "
+            f"{item.summary}"
+        )
+
+
+def _proven(evidence: Sequence[Evidence]) -> str:
+    if not evidence:
+        return "-"
+    return moment(evidence[-1].proven_at) if evidence[-1].passed else "failed"

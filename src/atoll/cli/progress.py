@@ -1,0 +1,108 @@
+"""Live progress on a terminal: stage, bytes, rate and time left for the group and for each VM."""
+
+import sys
+import threading
+import time
+from types import TracebackType
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from atoll.cli.output import err, seconds
+
+_SAYS = {
+    "plan": "planning",
+    "prepare": "agents flush, applications serve",
+    "hold": "guests held",
+    "snapshot": "group snapshot",
+    "release": "guests released",
+    "proof": "judging the hold",
+    "map": "mapping VMFS",
+    "copy": "copying",
+    "commit": "committing",
+    "retire": "retiring old snapshots",
+    "done": "done",
+}
+
+
+class LiveProgress:
+    """A model Progress that draws on standard error; a plain line a stage when that is no terminal."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._live = err.is_terminal
+        self._bars = Progress(
+            TextColumn("{task.fields[vm]:<10}"),
+            TextColumn("{task.description:<34}"),
+            BarColumn(bar_width=24),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=err,
+            transient=False,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._stage = ""
+        self._since = time.monotonic()
+        self.stage_seconds: dict[str, float] = {}
+
+    def __enter__(self) -> "LiveProgress":
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._bars.stop()
+
+    def stage(self, vm: str, stage: str, total_bytes: int = 0) -> None:
+        """Move the VM's line, or the group's, to its next stage."""
+        said = _SAYS.get(stage, stage)
+        with self._lock:
+            if not vm:
+                self._close_stage(stage)
+            if self._live:
+                self._draw(vm, said, total_bytes)
+            else:
+                sys.stderr.write(f"{vm or 'group'}: {said}\n")
+
+    def advance(self, vm: str, done_bytes: int) -> None:
+        """Fill the VM's bar."""
+        with self._lock:
+            if self._live and vm in self._tasks:
+                self._bars.advance(self._tasks[vm], done_bytes)
+
+    def note(self, vm: str, text: str) -> None:
+        """Print a line above the bars."""
+        err.print(f"{vm + ': ' if vm else ''}{text}", style="yellow")
+
+    def _close_stage(self, stage: str) -> None:
+        now = time.monotonic()
+        if self._stage:
+            spent = now - self._since
+            self.stage_seconds[self._stage] = self.stage_seconds.get(self._stage, 0.0) + spent
+            if self._live and spent >= 0.05:
+                err.print(f"  {_SAYS.get(self._stage, self._stage)}: {seconds(spent)}", style="dim")
+        self._stage, self._since = stage, now
+
+    def _draw(self, vm: str, said: str, total_bytes: int) -> None:
+        if vm not in self._tasks:
+            self._tasks[vm] = self._bars.add_task(said, vm=vm or "group", total=total_bytes or None)
+        task = self._tasks[vm]
+        self._bars.update(task, description=said)
+        if total_bytes:
+            self._bars.update(task, total=total_bytes, completed=0)
+        elif said == _SAYS["done"]:
+            self._bars.update(task, total=1, completed=1)

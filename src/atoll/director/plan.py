@@ -1,0 +1,133 @@
+"""From VM names to what one run will do: disks, datastores, LUNs, LUN group."""
+
+import difflib
+from collections.abc import Collection, Sequence
+
+from atoll.model.errors import UnknownVmError, UnprotectableVmError
+from atoll.model.inventory import Inventory, VirtualDisk, VirtualMachine
+from atoll.model.plan import Plan, PlannedDisk, PlannedVm
+from atoll.model.storage import Lun, LunGroup
+
+
+def make_plan(
+    run: str,
+    names: Sequence[str],
+    inventory: Inventory,
+    groups: Sequence[LunGroup],
+    with_agent: Collection[str],
+) -> Plan:
+    """Plan one run over the LUN group that holds all the named VMs.
+
+    `groups` are the storage's groups, `with_agent` the instance UUIDs of VMs
+    whose agents are enrolled. Nothing is touched. Raises UnknownVmError and
+    UnprotectableVmError before any guest hears of the run.
+    """
+    luns_by_naa = {lun.naa: lun for group in groups for lun in group.luns}
+    planned = [
+        _plan_vm(_find_vm(name, inventory), inventory, luns_by_naa, with_agent)
+        for name in dict.fromkeys(names)
+    ]
+    group = _common_group(planned)
+    chosen = {vm.vm.instance_uuid for vm in planned}
+    group_naas = {lun.naa for lun in luns_by_naa.values() if lun.group == group}
+    bystanders = sorted(
+        vm.name
+        for vm in inventory.vms
+        if vm.instance_uuid not in chosen and _touches(vm, inventory, group_naas)
+    )
+    return Plan(run=run, group=group, vms=tuple(planned), bystanders=tuple(bystanders))
+
+
+def _find_vm(name: str, inventory: Inventory) -> VirtualMachine:
+    matches = [vm for vm in inventory.vms if name in (vm.name, vm.instance_uuid)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        uuids = ", ".join(vm.instance_uuid for vm in matches)
+        raise UnknownVmError(
+            f"{len(matches)} VMs are called {name}; name the one you mean by its UUID: {uuids}."
+        )
+    known = [vm.name for vm in inventory.vms]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else "`atoll inventory` lists all VMs."
+    raise UnknownVmError(f"vCenter knows no VM called {name}; {hint}")
+
+
+def _plan_vm(
+    vm: VirtualMachine,
+    inventory: Inventory,
+    luns_by_naa: dict[str, Lun],
+    with_agent: Collection[str],
+) -> PlannedVm:
+    if vm.has_snapshot:
+        raise UnprotectableVmError(
+            f"VM {vm.name} has a VMware snapshot, so its disks are spread over delta files; "
+            "remove the snapshot and run again."
+        )
+    if not vm.disks:
+        raise UnprotectableVmError(f"VM {vm.name} has no disk, so there is nothing to back up.")
+    disks = tuple(_plan_disk(vm, disk, inventory, luns_by_naa) for disk in vm.disks)
+    return PlannedVm(vm=vm, disks=disks, has_agent=vm.instance_uuid in with_agent)
+
+
+def _plan_disk(
+    vm: VirtualMachine, disk: VirtualDisk, inventory: Inventory, luns_by_naa: dict[str, Lun]
+) -> PlannedDisk:
+    where = f"Disk {disk.label} of VM {vm.name}"
+    if disk.rdm:
+        raise UnprotectableVmError(
+            f"{where} is a raw device mapping, which is not read from VMFS; "
+            "convert it to a VMDK or leave the VM out."
+        )
+    datastore = inventory.datastore(disk.datastore)
+    if not datastore.shared or datastore.kind != "VMFS" or datastore.vmfs_uuid is None:
+        kind = "local" if not datastore.shared else datastore.kind
+        raise UnprotectableVmError(
+            f"{where} lies on {kind} datastore {datastore.name}, which no storage snapshot covers; "
+            "move it to a VMFS datastore on a LUN of a configured storage system."
+        )
+    luns = []
+    for naa in datastore.extents:
+        lun = luns_by_naa.get(naa)
+        if lun is None:
+            raise UnprotectableVmError(
+                f"{where} lies on LUN {naa} of datastore {datastore.name}, "
+                "which no configured storage system serves; add that storage system."
+            )
+        luns.append(lun)
+    groups = sorted({lun.group for lun in luns})
+    if len(groups) > 1:
+        raise UnprotectableVmError(
+            f"{where} lies on datastore {datastore.name}, whose LUNs are in several groups "
+            f"({', '.join(groups)}) and so are never snapshot together; put them in one group."
+        )
+    return PlannedDisk(
+        disk=disk,
+        group=groups[0],
+        vmfs_uuid=datastore.vmfs_uuid,
+        luns=tuple(lun.name for lun in luns),
+    )
+
+
+def _common_group(planned: Sequence[PlannedVm]) -> str:
+    homes: dict[str, set[str]] = {}
+    for vm in planned:
+        for disk in vm.disks:
+            homes.setdefault(disk.group, set()).add(vm.vm.name)
+    if len(homes) > 1:
+        spread = "; ".join(f"{group}: {', '.join(sorted(vms))}" for group, vms in homes.items())
+        raise UnprotectableVmError(
+            "The VMs lie on several LUN groups and one run takes one atomic snapshot of one group; "
+            f"run them group by group, or put the LUNs in one group ({spread})."
+        )
+    return next(iter(homes))
+
+
+def _touches(vm: VirtualMachine, inventory: Inventory, naas: Collection[str]) -> bool:
+    used = {disk.datastore for disk in vm.disks}
+    return any(
+        naa in naas
+        for datastore in inventory.datastores
+        if datastore.name in used
+        for naa in datastore.extents
+    )

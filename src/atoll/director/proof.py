@@ -1,0 +1,116 @@
+"""What a restore point may be called, and why."""
+
+from dataclasses import dataclass
+
+from atoll.guests.interface import Frozen, Thawed
+from atoll.model.consistency import Consistency, ConsistencyProof, Hold
+from atoll.model.errors import AtollError
+from atoll.model.plan import PlannedVm
+from atoll.model.storage import GroupSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What came of asking a guest to thaw."""
+
+    thawed: Thawed | None
+    failure: AtollError | None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldGuest:
+    """Everything the director learned of one guest around the snapshot.
+
+    `frozen` and `release` are None when the guest was never asked; `failure`
+    is why it could not be held.
+    """
+
+    planned: PlannedVm
+    run: str
+    lease_seconds: float
+    frozen: Frozen | None
+    release: Release | None
+    failure: AtollError | None
+
+
+def prove_consistency(
+    guest: HeldGuest,
+    snapshot: GroupSnapshot,
+    before: tuple[str, tuple[str, ...]] | None,
+    after: tuple[str, tuple[str, ...]] | None,
+) -> ConsistencyProof:
+    """Judge one guest.
+
+    The argument is causal and needs no clock: the snapshot was asked for after
+    the guest said that it was held, and the guest was asked to thaw after the
+    storage said that the snapshot was there. If the agent then says that the
+    hold was unbroken, the snapshot lies inside it. Clock times are recorded
+    beside it for people.
+    """
+    planned = guest.planned
+    consistency, reasons = _judge(guest)
+    if before != after:
+        consistency = Consistency.CRASH
+        reasons = (
+            *reasons,
+            f"moved from {_where(before)} to {_where(after)} while the snapshot was taken",
+        )
+    return ConsistencyProof(
+        vm=planned.vm.name,
+        consistency=consistency,
+        reasons=reasons,
+        hold=_hold(guest),
+        group=snapshot.group,
+        snapshot=snapshot.name,
+        snapshot_started_at=snapshot.started_at,
+        snapshot_finished_at=snapshot.finished_at,
+        host_before=_where(before),
+        host_after=_where(after),
+    )
+
+
+def _judge(guest: HeldGuest) -> tuple[Consistency, tuple[str, ...]]:
+    if not guest.planned.vm.powered_on:
+        return Consistency.FILESYSTEM, ("powered off, so nothing was running to be held",)
+    if guest.failure is not None:
+        return Consistency.CRASH, (str(guest.failure),)
+    if guest.frozen is None or guest.release is None:
+        return Consistency.CRASH, ("no agent is enrolled for this VM",)
+    if guest.release.thawed is None:
+        return Consistency.CRASH, (f"the thaw was not confirmed: {guest.release.failure}",)
+    if not guest.release.thawed.held:
+        return Consistency.CRASH, (guest.release.thawed.reason or "the hold was broken",)
+    refused = tuple(
+        f"{application.kind} {application.name} was not held: {application.detail}"
+        for application in guest.frozen.applications
+        if not application.held
+    )
+    if refused:
+        return Consistency.FILESYSTEM, refused
+    if not guest.frozen.applications:
+        return Consistency.FILESYSTEM, ()
+    return Consistency.APP, ()
+
+
+def _hold(guest: HeldGuest) -> Hold | None:
+    frozen = guest.frozen
+    if frozen is None:
+        return None
+    thawed = guest.release.thawed if guest.release else None
+    unbroken = thawed is not None and thawed.held
+    return Hold(
+        run=guest.run,
+        frozen_at=frozen.frozen_at,
+        thawed_at=thawed.thawed_at if thawed else frozen.frozen_at + guest.lease_seconds,
+        lease_seconds=guest.lease_seconds,
+        unbroken=unbroken,
+        reason="" if unbroken else (thawed.reason if thawed else "the thaw was not confirmed"),
+        applications=frozen.applications,
+        filesystems=frozen.filesystems,
+        clock_offset_seconds=frozen.clock_offset_seconds,
+        clock_error_seconds=frozen.clock_error_seconds,
+    )
+
+
+def _where(place: tuple[str, tuple[str, ...]] | None) -> str:
+    return place[0] if place else "nowhere"

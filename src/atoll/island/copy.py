@@ -1,0 +1,187 @@
+"""From a group snapshot to a VM's restore point: map, find what changed, copy."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+from atoll.blocks.changes import changed_disk_extents
+from atoll.blocks.extent_map import DiskMap
+from atoll.blocks.readers import MappedReader
+from atoll.blocks.vmfs import VmfsVolume, open_volumes
+from atoll.model.consistency import ConsistencyProof
+from atoll.model.errors import UnprotectableVmError
+from atoll.model.extents import Extent, total_bytes
+from atoll.model.plan import PlannedDisk, PlannedVm
+from atoll.model.points import DiskImage, RestorePoint
+from atoll.model.progress import Progress
+from atoll.model.readers import BlockReader
+from atoll.model.storage import GroupSnapshot
+from atoll.repository.repository import Repository
+from atoll.storage.interface import StorageEngine
+
+MAX_VMX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotView:
+    """A group snapshot opened for reading: its LUNs by name and the VMFS volumes on them."""
+
+    snapshot: GroupSnapshot
+    luns: Mapping[str, BlockReader]
+    volumes: Sequence[VmfsVolume]
+    changes: Callable[[str, str], Sequence[Extent]]
+    """(LUN, older snapshot) to the ranges changed since; each pair is asked of the storage once."""
+
+    def volume(self, disk: PlannedDisk) -> VmfsVolume:
+        """The volume a planned disk lies on."""
+        for volume in self.volumes:
+            if tuple(volume.luns) == disk.luns:
+                return volume
+        raise UnprotectableVmError(
+            f"The snapshot holds no VMFS volume on LUN {', '.join(disk.luns)} although vCenter "
+            f"says that disk {disk.disk.path} lies there; rescan the hosts and run again."
+        )
+
+
+@contextmanager
+def opened(
+    engine: StorageEngine, snapshot: GroupSnapshot, luns: Sequence[str]
+) -> Iterator[SnapshotView]:
+    """Open the named LUNs of a snapshot for as long as the block lasts."""
+    found: dict[tuple[str, str], Sequence[Extent]] = {}
+
+    def changes(lun: str, older: str) -> Sequence[Extent]:
+        if (lun, older) not in found:
+            found[lun, older] = list(
+                engine.changed_extents(snapshot.group, lun, older, snapshot.name)
+            )
+        return found[lun, older]
+
+    with ExitStack() as stack:
+        readers: dict[str, BlockReader] = {}
+        for lun in luns:
+            reader = engine.open_snapshot(snapshot.group, lun, snapshot.name)
+            stack.callback(reader.close)
+            readers[lun] = reader
+        yield SnapshotView(
+            snapshot=snapshot, luns=readers, volumes=open_volumes(readers), changes=changes
+        )
+
+
+def copy_vm(
+    planned: PlannedVm,
+    view: SnapshotView,
+    proof: ConsistencyProof,
+    run: str,
+    repository: Repository,
+    parent: RestorePoint | None,
+    progress: Progress,
+) -> RestorePoint:
+    """Copy all disks of a VM and return its restore point, not yet committed.
+
+    With a `parent` whose storage snapshot still exists only what may have
+    changed since is read; a disk the parent does not have is read in full.
+    """
+    vm = planned.vm
+    work = [_disk_work(disk, view, repository, parent) for disk in planned.disks]
+    progress.stage(vm.name, "copy", sum(item.bytes_to_read for item in work))
+    disks = []
+    for item in work:
+        copied = repository.copy_disk(
+            item.reader,
+            extents=item.extents,
+            parent=item.parent,
+            progress=lambda done: progress.advance(vm.name, done),
+        )
+        disks.append(
+            replace(
+                item.image,
+                root=copied.root,
+                extent_map=repository.put_blob(item.disk_map.to_bytes()),
+                read_bytes=copied.read_bytes,
+                stored_bytes=copied.stored_bytes,
+            )
+        )
+    return RestorePoint(
+        id=f"{run}-{vm.name}",
+        run=run,
+        vm=vm.name,
+        instance_uuid=vm.instance_uuid,
+        created_at=view.snapshot.started_at,
+        group=view.snapshot.group,
+        snapshot=view.snapshot.name,
+        incremental=all(item.parent is not None for item in work),
+        proof=proof,
+        disks=tuple(disks),
+        vmx=_vmx(planned, view),
+        guest_os=vm.guest_os,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _DiskWork:
+    reader: BlockReader
+    disk_map: DiskMap
+    extents: Sequence[Extent] | None
+    parent: DiskImage | None
+    image: DiskImage
+    bytes_to_read: int
+
+
+def _disk_work(
+    planned: PlannedDisk,
+    view: SnapshotView,
+    repository: Repository,
+    parent_point: RestorePoint | None,
+) -> _DiskWork:
+    disk = planned.disk
+    disk_map = view.volume(planned).disk_map(disk.path)
+    reader = MappedReader(disk_map, view.luns)
+    parent = _parent_disk(disk.key, parent_point)
+    extents: Sequence[Extent] | None = None
+    if parent is not None and parent_point is not None:
+        if set(disk_map.luns) <= set(parent.luns):
+            old = DiskMap.from_bytes(repository.get_blob(parent.extent_map))
+            changed = {lun: view.changes(lun, parent_point.snapshot) for lun in disk_map.luns}
+            extents = changed_disk_extents(old, disk_map, changed)
+        else:
+            parent = None  # it moved to LUNs the older snapshot may not have: read it in full
+    if extents is None:
+        to_read = disk_map.size_bytes - total_bytes(reader.holes())
+    else:
+        to_read = total_bytes(extents)
+    return _DiskWork(
+        reader=reader,
+        disk_map=disk_map,
+        extents=extents,
+        parent=parent,
+        bytes_to_read=to_read,
+        image=DiskImage(
+            key=disk.key,
+            label=disk.label,
+            path=f"[{disk.datastore}] {disk.path}",
+            size_bytes=disk_map.size_bytes,
+            root="",
+            extent_map="",
+            luns=tuple(disk_map.luns),
+            read_bytes=0,
+            changed_bytes=to_read,
+            stored_bytes=0,
+        ),
+    )
+
+
+def _parent_disk(key: int, point: RestorePoint | None) -> DiskImage | None:
+    if point is None:
+        return None
+    return next((disk for disk in point.disks if disk.key == key), None)
+
+
+def _vmx(planned: PlannedVm, view: SnapshotView) -> str:
+    """The VM's configuration file, or nothing when it lies on a volume of another group."""
+    datastore, _, path = planned.vm.vmx_path.partition("] ")
+    for disk in planned.disks:
+        if disk.disk.datastore == datastore.lstrip("["):
+            raw = view.volume(disk).read_file(path, MAX_VMX_BYTES)
+            return raw.decode("utf-8", "replace")
+    return ""

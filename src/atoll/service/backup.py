@@ -1,0 +1,150 @@
+"""The main job: from live VMs through one group snapshot to committed restore points."""
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from atoll.director.capture import Capture, capture, snapshot_name
+from atoll.director.plan import make_plan
+from atoll.guests.interface import GuestAgent
+from atoll.island.copy import copy_vm, opened
+from atoll.model.errors import AgentUnavailableError
+from atoll.model.plan import Plan
+from atoll.model.points import RestorePoint
+from atoll.model.progress import Progress
+from atoll.model.storage import GroupSnapshot
+from atoll.repository.repository import Repository
+from atoll.service.journal import RunRecord
+from atoll.service.retire import clean_up, retire_snapshots
+from atoll.service.site import Site
+from atoll.storage.interface import StorageEngine
+
+
+@dataclass(frozen=True, slots=True)
+class BackupResult:
+    """What a run made. `cleaned` is what earlier runs had left, a sentence each."""
+
+    run: str
+    points: tuple[RestorePoint, ...]
+    bystanders: tuple[str, ...]
+    snapshot: GroupSnapshot
+    group_hold_seconds: float
+    copy_seconds: float
+    retired_snapshots: int
+    cleaned: tuple[str, ...]
+
+
+def new_run() -> str:
+    """A run's name: sorts by time, unique, and fit for storage and agents."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+
+
+def back_up(
+    site: Site, names: Sequence[str], progress: Progress, *, full: bool = False
+) -> BackupResult:
+    """Back up the named VMs, which must share one LUN group, as one run.
+
+    Nothing is held before the plan is sound, the agents are known and the
+    repository is open. Raises AtollError; then no restore point of the run
+    exists, no guest is held and no snapshot remains.
+    """
+    progress.stage("", "plan")
+    repository = site.repository()
+    engine = site.engine()
+    agents = site.agents()
+    vcenter = site.vcenter()
+    journal = site.journal()
+    run = new_run()
+    with journal.exclusive():
+        points = repository.points()
+        cleaned = clean_up(engine, journal, agents, points)
+        plan = make_plan(run, names, vcenter.inventory(), engine.groups(), agents.keys())
+        if not site.hold.accept_less:
+            _require_agents(plan)
+        record = RunRecord(
+            run=run,
+            group=plan.group,
+            snapshot=snapshot_name(run),
+            vms=tuple(vm.vm.instance_uuid for vm in plan.vms),
+        )
+        journal.begin(record)
+        try:
+            held = capture(plan, agents, engine, vcenter.placement, site.hold, progress)
+            started = time.monotonic()
+            parents = {} if full else _parents(plan, points, engine)
+            made = _copy(plan, held, engine, repository, parents, progress)
+            progress.stage("", "commit")
+            repository.commit(made)
+        except BaseException:
+            engine.delete_snapshot(plan.group, record.snapshot)
+            journal.end(run)
+            raise
+        copy_seconds = time.monotonic() - started
+        progress.stage("", "retire")
+        retired = retire_snapshots(engine, plan.group, [*points, *made])
+        journal.end(run)
+    progress.stage("", "done")
+    return BackupResult(
+        run=run,
+        points=tuple(made),
+        bystanders=plan.bystanders,
+        snapshot=held.snapshot,
+        group_hold_seconds=held.group_hold_seconds,
+        copy_seconds=copy_seconds,
+        retired_snapshots=retired,
+        cleaned=tuple(cleaned),
+    )
+
+
+def _require_agents(plan: Plan) -> None:
+    bare = [vm.vm.name for vm in plan.vms if vm.vm.powered_on and not vm.has_agent]
+    if bare:
+        raise AgentUnavailableError(
+            f"No agent is enrolled for {', '.join(bare)}, so the point would be crash-consistent "
+            "only; enrol one with `atoll agent enroll`, or run again with --accept-less."
+        )
+
+
+def _parents(
+    plan: Plan, points: Sequence[RestorePoint], engine: StorageEngine
+) -> Mapping[str, RestorePoint]:
+    """Each VM's newest point whose storage snapshot still exists, by instance UUID."""
+    alive = {snapshot.name for snapshot in engine.snapshots(plan.group)}
+    newest: dict[str, RestorePoint] = {}
+    for point in points:
+        if point.group == plan.group and point.snapshot in alive:
+            newest[point.instance_uuid] = point
+    return newest
+
+
+def _copy(
+    plan: Plan,
+    held: Capture,
+    engine: StorageEngine,
+    repository: Repository,
+    parents: Mapping[str, RestorePoint],
+    progress: Progress,
+) -> list[RestorePoint]:
+    progress.stage("", "map")
+    with opened(engine, held.snapshot, plan.luns) as view:
+        return [
+            copy_vm(
+                vm,
+                view,
+                held.proofs[vm.vm.instance_uuid],
+                plan.run,
+                repository,
+                parents.get(vm.vm.instance_uuid),
+                progress,
+            )
+            for vm in plan.vms
+        ]
+
+
+def clean_site(site: Site) -> list[str]:
+    """Clear what dead runs left, without starting a new one."""
+    agents: Mapping[str, GuestAgent] = site.agents()
+    journal = site.journal()
+    with journal.exclusive():
+        return clean_up(site.engine(), journal, agents, site.repository().points())

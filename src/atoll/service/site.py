@@ -1,0 +1,28 @@
+"""What a job works with: one site's storage, vCenter, agents and repository."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoll.director.capture import HoldPolicy
+from atoll.guests.interface import GuestAgent
+from atoll.repository.repository import Repository
+from atoll.service.journal import Journal
+from atoll.storage.interface import StorageEngine
+from atoll.vsphere.client import VCenter
+
+
+@dataclass(frozen=True)
+class Site:
+    """Opened lazily: each field is called when a job needs it, so `atoll points` needs no vCenter.
+
+    `agents` gives the channel of each enrolled guest by instance UUID.
+    """
+
+    vcenter: Callable[[], VCenter]
+    engine: Callable[[], StorageEngine]
+    repository: Callable[[], Repository]
+    agents: Callable[[], Mapping[str, GuestAgent]]
+    journal: Callable[[], Journal]
+    hold: HoldPolicy
+    work_directory: Path
