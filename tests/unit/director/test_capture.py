@@ -1,0 +1,175 @@
+"""Hold, snapshot, release: the order of things, and what each failure makes of the point."""
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from atoll.director.capture import HoldPolicy, capture
+from atoll.guests.interface import Frozen, Thawed
+from atoll.model.consistency import ApplicationState, Consistency
+from atoll.model.errors import AgentUnavailableError, HoldFailedError, StorageUnreachableError
+from atoll.model.inventory import VirtualDisk, VirtualMachine
+from atoll.model.plan import Plan, PlannedDisk, PlannedVm
+from atoll.model.progress import Silent
+from atoll.model.storage import GroupSnapshot
+
+HELD = ApplicationState("postgresql", "15/main", True, "0/1", "7", 0.1)
+REFUSED = ApplicationState("postgresql", "15/main", False, "", None, 0.1, "a lock was not had")
+
+
+class Guest:
+    """A guest that follows its script and writes down what it was asked."""
+
+    def __init__(self, log: list[str], name: str, application: ApplicationState = HELD) -> None:
+        self.log, self.name, self.application = log, name, application
+        self.frozen: str | None = None
+        self.freeze_error: Exception | None = None
+        self.thaw_error: Exception | None = None
+        self.broken = ""
+
+    def prepare(self, run: str) -> None:
+        self.log.append(f"prepare {self.name}")
+
+    def freeze(self, run: str, lease_seconds: float, budget_seconds: float) -> Frozen:
+        self.log.append(f"freeze {self.name}")
+        if self.freeze_error:
+            raise self.freeze_error
+        self.frozen = run
+        return Frozen(run, 100.0, (self.application,), ("/data", "/"), 0.0, 0.01)
+
+    def thaw(self, run: str) -> Thawed:
+        self.log.append(f"thaw {self.name}")
+        held = self.frozen == run and not self.broken
+        self.frozen = None
+        if self.thaw_error:
+            raise self.thaw_error
+        return Thawed(run, held, self.broken or ("" if held else "never held"), 100.0, 101.0)
+
+    def status(self) -> object:
+        raise AssertionError("not asked for")
+
+
+class Storage:
+    """The two calls a capture makes."""
+
+    def __init__(self, log: list[str], guests: Sequence[Guest] = ()) -> None:
+        self.log, self.guests = log, guests
+        self.names: set[str] = set()
+        self.error: Exception | None = None
+
+    def snapshot_group(self, group: str, name: str) -> GroupSnapshot:
+        self.log.append(f"snapshot {group}")
+        assert all(guest.frozen for guest in self.guests), "snapshot while a guest was running"
+        if self.error:
+            raise self.error
+        self.names.add(name)
+        return GroupSnapshot(group, name, 100.4, 100.5, 0.02, (("lun1", 1),))
+
+    def delete_snapshot(self, group: str, name: str) -> None:
+        self.names.discard(name)
+
+
+def planned(name: str, powered_on: bool = True) -> PlannedVm:
+    disk = VirtualDisk(2000, "Hard disk 1", "ds1", f"{name}/{name}.vmdk", 1, "persistent")
+    vm = VirtualMachine(
+        f"vm-{name}", name, name, "esx1", powered_on, False, "debian", (disk,), False, ""
+    )
+    return PlannedVm(vm, (PlannedDisk(disk, "prod", "uuid", ("lun1",)),), True)
+
+
+def still(uuids: Sequence[str]) -> Mapping[str, tuple[str, tuple[str, ...]]]:
+    return {uuid: ("esx1", ("ds1",)) for uuid in uuids}
+
+
+def run(guests: Sequence[Guest], storage: Storage, placement=still, *names: str, **policy):
+    plan = Plan("r1", "prod", tuple(planned(n) for n in (names or [g.name for g in guests])), ())
+    return capture(
+        plan, {g.name: g for g in guests}, storage, placement, HoldPolicy(**policy), Silent()
+    )
+
+
+def test_all_are_frozen_before_the_snapshot_and_thawed_after() -> None:
+    log: list[str] = []
+    guests = [Guest(log, "a"), Guest(log, "b")]
+    made = run(guests, Storage(log, guests))
+    assert sorted(log[:2]) == ["prepare a", "prepare b"]
+    assert sorted(log[2:4]) == ["freeze a", "freeze b"]
+    assert log[4] == "snapshot prod"
+    assert sorted(log[5:]) == ["thaw a", "thaw b"]
+    assert {proof.consistency for proof in made.proofs.values()} == {Consistency.APP}
+    assert made.proofs["a"].hold is not None
+    assert made.proofs["a"].hold.seconds == 1.0
+
+
+def test_a_guest_that_cannot_be_frozen_stops_the_run_and_thaws_everybody() -> None:
+    log: list[str] = []
+    guests = [Guest(log, "a"), Guest(log, "b")]
+    guests[1].freeze_error = HoldFailedError("b will not hold")
+    storage = Storage(log)
+    with pytest.raises(HoldFailedError, match="b will not hold"):
+        run(guests, storage)
+    assert "snapshot prod" not in log
+    assert {"thaw a", "thaw b"} <= set(log)
+    assert guests[0].frozen is None
+
+
+def test_a_lesser_point_is_made_when_allowed_and_says_why() -> None:
+    log: list[str] = []
+    guests = [Guest(log, "a"), Guest(log, "b")]
+    guests[1].freeze_error = AgentUnavailableError("b does not answer")
+    made = run(guests, Storage(log), accept_less=True)
+    assert made.proofs["a"].consistency is Consistency.APP
+    assert made.proofs["b"].consistency is Consistency.CRASH
+    assert made.proofs["b"].reasons == ("b does not answer",)
+
+
+def test_a_hold_that_broke_is_never_called_consistent() -> None:
+    guest = Guest([], "a")
+    guest.broken = "the lease ended"
+    proof = run([guest], Storage([])).proofs["a"]
+    assert proof.consistency is Consistency.CRASH
+    assert proof.reasons == ("the lease ended",)
+
+
+def test_a_thaw_without_an_answer_downgrades_the_point() -> None:
+    guest = Guest([], "a")
+    guest.thaw_error = AgentUnavailableError("gone")
+    proof = run([guest], Storage([])).proofs["a"]
+    assert proof.consistency is Consistency.CRASH
+    assert "not confirmed" in proof.reasons[0]
+
+
+def test_an_application_that_was_not_held_leaves_a_filesystem_point() -> None:
+    proof = run([Guest([], "a", REFUSED)], Storage([])).proofs["a"]
+    assert proof.consistency is Consistency.FILESYSTEM
+    assert "a lock was not had" in proof.reasons[0]
+
+
+def test_guests_are_thawed_when_the_storage_fails() -> None:
+    log: list[str] = []
+    guest, storage = Guest(log, "a"), Storage(log)
+    storage.error = StorageUnreachableError("the array is away")
+    with pytest.raises(StorageUnreachableError):
+        run([guest], storage)
+    assert log[-1] == "thaw a"
+    assert guest.frozen is None
+
+
+def test_a_vm_that_moves_during_the_hold_is_held_again() -> None:
+    hosts = iter(["esx1", "esx2", "esx2", "esx2"])
+    log: list[str] = []
+    storage = Storage(log)
+    made = run([Guest(log, "a")], storage, lambda uuids: {u: (h, ()) for u, h in
+               zip(uuids, [next(hosts)], strict=True)})  # fmt: skip
+    assert log.count("snapshot prod") == 2
+    assert made.proofs["a"].consistency is Consistency.APP
+    assert storage.names == {"atoll-r1"}
+
+
+def test_a_vm_that_never_rests_is_downgraded() -> None:
+    hosts = iter(f"esx{n}" for n in range(99))
+    proof = run(
+        [Guest([], "a")], Storage([]), lambda uuids: {u: (next(hosts), ()) for u in uuids}
+    ).proofs["a"]
+    assert proof.consistency is Consistency.CRASH
+    assert "moved from" in proof.reasons[-1]
