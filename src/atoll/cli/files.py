@@ -1,0 +1,46 @@
+"""`atoll files`: look into a restore point without restoring it."""
+
+from typing import Annotated
+
+import typer
+
+from atoll.cli import context
+from atoll.cli.output import as_json, moment, size, table
+from atoll.cli.restored import browsing
+
+_KINDS = {"directory": "/", "symlink": "@", "fifo": "|", "socket": "="}
+
+
+def files(
+    reference: Annotated[str, typer.Argument(help="VM@latest, VM@RUN or the start of a run.")],
+    path: Annotated[str, typer.Argument(help="Path inside the guest.")] = "/",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List a directory of a guest as it was."""
+    with browsing(context.site(), reference) as browser:
+        entries = list(browser.list(path))
+    if json:
+        as_json(entries)
+        return
+    table(
+        ["mode", "owner", ">size", "changed", "name"],
+        [
+            (
+                f"{entry.mode & 0o7777:04o}",
+                f"{entry.uid}:{entry.gid}",
+                size(entry.size),
+                moment(entry.mtime_ns / 1e9),
+                _printable(entry.path.rsplit("/", 1)[-1])
+                + _KINDS.get(str(entry.kind), "")
+                + (f" -> {_printable(entry.target)}" if entry.target else ""),
+            )
+            for entry in entries
+        ],
+    )
+
+
+def _printable(name: str) -> str:
+    """A guest chose this name: show control characters and broken encodings as escapes."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in name
+    )
