@@ -1,0 +1,111 @@
+"""The Debian tree all guests are made of, and the kernel they boot."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from atoll_lab.guests.cache import cached, content_key
+from atoll_lab.guests.errors import LabGuestError
+
+SUITE = "bookworm"
+MIRROR = "http://deb.debian.org/debian"
+PACKAGES = (
+    "acl",
+    "attr",
+    "iproute2",
+    "kmod",
+    "mariadb-server",
+    "postgresql",
+    "procps",
+    "python3",
+    "restic",
+)
+# The cloud kernel has ext4 built in and knows little hardware besides virtio: small and quick.
+KERNEL = "linux-image-cloud-amd64"
+MODULES = (
+    "drivers/virtio/virtio.ko",
+    "drivers/virtio/virtio_ring.ko",
+    "drivers/virtio/virtio_pci_modern_dev.ko",
+    "drivers/virtio/virtio_pci_legacy_dev.ko",
+    "drivers/virtio/virtio_pci.ko",
+    "drivers/block/virtio_blk.ko",
+    "net/core/failover.ko",
+    "drivers/net/net_failover.ko",
+    "drivers/net/virtio_net.ko",
+    "drivers/char/virtio_console.ko",
+)
+# PostgreSQL's JIT pulls in 110 MB of LLVM and runs without it; the rest nobody reads in a lab.
+UNWANTED = (
+    "usr/lib/x86_64-linux-gnu/libLLVM*",
+    "usr/lib/postgresql/*/lib/llvmjit*",
+    "usr/lib/postgresql/*/lib/bitcode",
+    "usr/share/doc/*",
+    "usr/share/man/*",
+    "usr/share/locale/*",
+    "usr/share/i18n/*",
+    "var/cache/apt/*",
+    "var/lib/apt/lists/*",
+    "var/log/*.log",
+    "var/lib/mysql/*",
+)
+
+
+def rootfs() -> Path:
+    """The cached tree: `root/` (Debian), `vmlinuz` and `modules/` in loading order by MODULES.
+
+    Built once with debootstrap, as root and with the network; about 150 MB are
+    fetched. Raises LabGuestError with the end of the log when that fails.
+    """
+    parts = [SUITE, MIRROR, KERNEL, *PACKAGES, *MODULES, *UNWANTED]
+    return cached("rootfs", content_key(part.encode() for part in parts), _build)
+
+
+def _build(work: Path) -> None:
+    root = work / "root"
+    _run(
+        "debootstrap",
+        "--variant=minbase",
+        f"--include={','.join(PACKAGES)}",
+        SUITE,
+        str(root),
+        MIRROR,
+    )
+    _take_kernel(work, root)
+    for pattern in UNWANTED:
+        for path in root.glob(pattern):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _take_kernel(work: Path, root: Path) -> None:
+    # Unpacked, not installed: its scripts would build an initramfs this guest has no use for.
+    _run("chroot", str(root), "apt-get", "update", "-qq")
+    listing = _run("chroot", str(root), "apt-cache", "depends", KERNEL)
+    names = [line.split()[-1] for line in listing.splitlines() if "Depends: linux-image-" in line]
+    if not names:
+        raise LabGuestError(f"{KERNEL} of {MIRROR} names no kernel; check the mirror.")
+    kernel = work / "kernel"
+    kernel.mkdir()
+    _run("chroot", str(root), "sh", "-c", f"cd /tmp && apt-get download -qq {names[0]}")
+    [package] = (root / "tmp").glob("linux-image-*.deb")
+    _run("dpkg-deb", "-x", str(package), str(kernel))
+    package.unlink()
+    [image] = (kernel / "boot").glob("vmlinuz-*")
+    shutil.copyfile(image, work / "vmlinuz")
+    [tree] = (kernel / "lib" / "modules").iterdir()
+    (work / "modules").mkdir()
+    for module in MODULES:
+        shutil.copyfile(tree / "kernel" / module, work / "modules" / Path(module).name)
+    shutil.rmtree(kernel)
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        tail = " / ".join((done.stdout + done.stderr).strip().splitlines()[-5:])
+        raise LabGuestError(
+            f"Building the lab's Debian tree failed in `{' '.join(command[:4])}`: {tail}"
+        )
+    return done.stdout
