@@ -1,0 +1,71 @@
+"""A btrfs in a sparse file behind a loop device: the lab's disks for the embedded engine."""
+
+import subprocess
+from pathlib import Path
+
+from atoll.model.errors import StorageUnreachableError
+
+_IMAGE = "pool.btrfs"
+_MOUNTPOINT = "pool"
+
+
+def create_loop_pool(directory: Path, size_bytes: int) -> Path:
+    """Make and mount a file system of `size_bytes` under `directory`; returns its mount point.
+
+    One that exists is mounted as it is. Needs root. StorageUnreachableError says
+    which program failed and why.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    image = directory / _IMAGE
+    if not image.exists():
+        fresh = image.with_suffix(".new")
+        with fresh.open("wb") as file:
+            file.truncate(size_bytes)
+        _run("mkfs.btrfs", "-q", "-f", str(fresh))
+        fresh.rename(image)
+    return mount(directory)
+
+
+def mount(directory: Path) -> Path:
+    """Mount the file system made under `directory`, unless it is; returns its mount point."""
+    mountpoint = directory / _MOUNTPOINT
+    mountpoint.mkdir(exist_ok=True)
+    if not mountpoint.is_mount():
+        _run("mount", "-o", "loop,noatime", str(directory / _IMAGE), str(mountpoint))
+    return mountpoint
+
+
+def unmount(directory: Path) -> None:
+    """Unmount it and let the loop device go, keeping the image; absent is success.
+
+    Stop the engine's daemons first: they hold the file system.
+    """
+    mountpoint = directory / _MOUNTPOINT
+    if mountpoint.is_mount():
+        _run("umount", str(mountpoint))
+    for device in _loop_devices(directory / _IMAGE):
+        _run("losetup", "--detach", device)
+
+
+def destroy(directory: Path) -> None:
+    """Unmount it and remove image and mount point; absent is success."""
+    unmount(directory)
+    for name in (_IMAGE, f"{Path(_IMAGE).stem}.new"):
+        (directory / name).unlink(missing_ok=True)
+    if (directory / _MOUNTPOINT).is_dir():
+        (directory / _MOUNTPOINT).rmdir()
+
+
+def _loop_devices(image: Path) -> list[str]:
+    if not image.exists():
+        return []
+    return [line.split(":")[0] for line in _run("losetup", "--associated", str(image)).splitlines()]
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StorageUnreachableError(
+            f"{' '.join(command)} failed: {done.stderr.strip() or done.returncode}."
+        )
+    return done.stdout
