@@ -144,3 +144,10 @@ class RunConflictError(AtollError):
     code = "run-conflict"
     exit_status = 26
     retryable = True
+
+
+class VCenterOperationError(AtollError):
+    """vCenter refused an operation, or it failed or did not finish in time."""
+
+    code = "vcenter-operation"
+    exit_status = 27

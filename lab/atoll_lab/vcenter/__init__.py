@@ -1,0 +1,1 @@
+"""A vCenter and its ESX hosts, simulated: pyVmomi's own types answer the stock pyVmomi client."""

@@ -1,0 +1,1 @@
+"""The simulator's managed objects, one kind a file."""

@@ -1,0 +1,105 @@
+"""Folders, and registering VMs in them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pyVmomi import vim, vmodl
+
+from atoll_lab.vcenter.objects.base import Call, Managed, answers, exposes
+
+if TYPE_CHECKING:
+    from atoll_lab.vcenter.site import Site
+
+
+class Folder(Managed):
+    """A folder; what it holds is asked for at each look."""
+
+    kind = vim.Folder
+
+    def __init__(
+        self,
+        site: "Site",
+        moid: str,
+        name: str,
+        parent: Managed | None,
+        content: Callable[[], Sequence[Managed]],
+    ) -> None:
+        super().__init__(site, moid)
+        self._name = name
+        self._parent = parent
+        self._content = content
+
+    @property
+    def display_name(self) -> str:
+        """Its name."""
+        return self._name
+
+    def children(self) -> Iterable[Managed]:
+        """What it holds."""
+        return self._content()
+
+    @exposes("name")
+    def name(self) -> str:
+        """Its name."""
+        return self._name
+
+    @exposes("parent")
+    def parent(self) -> Any:
+        """What it lies in."""
+        return None if self._parent is None else self._parent.ref
+
+    @exposes("childEntity")
+    def child_entities(self) -> list[Any]:
+        """What it holds."""
+        return [child.ref for child in self._content()]
+
+    @answers("RegisterVM_Task")
+    def register_vm(
+        self,
+        call: Call,
+        path: str,
+        asTemplate: bool,
+        name: str | None = None,
+        pool: Any = None,
+        host: Any = None,
+    ) -> Any:
+        """Register the VM whose configuration file is at `[datastore] path`.
+
+        The simulator knows the files of VMs it had registered before. The VM
+        gets a new id and keeps its instance UUID, as with vSphere.
+        """
+
+        def work() -> Any:
+            site = self.site
+            with site.change():
+                if any(vm.vmx_path() == path for vm in site.vms()):
+                    raise vim.fault.AlreadyExists(msg=f"{path} is registered", name=path)
+                shelved = site.state.shelf.get(path)
+                if shelved is None:
+                    raise vim.fault.NotFound(msg=f"There is no configuration file {path}")
+                if host is None and pool is None:
+                    raise vmodl.fault.InvalidArgument(
+                        msg="A host or a pool is needed", invalidProperty="pool"
+                    )
+                chosen = host._moId if host is not None else self._first_host(pool)
+                if not site.datastore(shelved.datastore).reachable_from(chosen):
+                    raise vim.fault.InaccessibleDatastore(
+                        msg=f"{site.host(chosen).state.name} has not mounted the datastore",
+                        datastore=site.datastore(shelved.datastore).ref,
+                        name=site.datastore(shelved.datastore).state.name,
+                    )
+                del site.state.shelf[path]
+                shelved.moid = site.new_id("vm")
+                shelved.name = name or shelved.name
+                shelved.template = asTemplate
+                shelved.powered_on = False
+                shelved.host = chosen
+                return site.add_vm(shelved).ref
+
+        return self.site.tasks.start(self, "RegisterVM_Task", call.session.user or "", work)
+
+    def _first_host(self, pool: Any) -> str:
+        for cluster in self.site.layout.clusters.values():
+            if cluster.pool.moid == pool._moId and cluster.members:
+                return cluster.members[0].moid
+        raise vmodl.fault.InvalidArgument(msg="The pool has no host", invalidProperty="pool")

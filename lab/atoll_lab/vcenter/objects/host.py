@@ -1,0 +1,116 @@
+"""An ESX host, and its datastore system."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from pyVmomi import vim
+
+from atoll_lab.vcenter.objects.base import Call, Managed, answers, exposes
+from atoll_lab.vcenter.objects.storage_system import StorageSystem
+from atoll_lab.vcenter.state import HostState
+
+if TYPE_CHECKING:
+    from atoll_lab.vcenter.site import Site
+
+
+class DatastoreSystem(Managed):
+    """A host's datastores, and the copies of volumes it will not mount by itself."""
+
+    kind = vim.host.DatastoreSystem
+
+    def __init__(self, site: "Site", host: "HostSystem") -> None:
+        super().__init__(site, f"datastoreSystem-{host.moid.rpartition('-')[2]}")
+        self._host = host
+
+    @property
+    def display_name(self) -> str:
+        """Its host's name."""
+        return self._host.state.name
+
+    @exposes("datastore")
+    def datastores(self) -> list[Any]:
+        """What the host has mounted."""
+        return self._host.datastores()
+
+    @answers("QueryUnresolvedVmfsVolumes")
+    def unresolved(self, call: Call) -> list[Any]:
+        """Copies of volumes the host sees."""
+        return self._host.storage.unresolved_volumes()
+
+
+class HostSystem(Managed):
+    """An ESX host."""
+
+    kind = vim.HostSystem
+
+    def __init__(self, site: "Site", state: HostState) -> None:
+        super().__init__(site, state.moid)
+        self.state = state
+        self.storage = StorageSystem(site, state)
+        self.datastore_system = DatastoreSystem(site, self)
+
+    @property
+    def display_name(self) -> str:
+        """Its name."""
+        return self.state.name
+
+    def children(self) -> Iterable[Managed]:
+        """Nothing lies below a host; its VMs are in the VM folder."""
+        return ()
+
+    @exposes("name")
+    def name(self) -> str:
+        """Its name."""
+        return self.state.name
+
+    @exposes("parent")
+    def parent(self) -> Any:
+        """Its cluster."""
+        return self.site.layout.clusters[self.state.cluster].ref
+
+    @exposes("runtime")
+    def runtime(self) -> Any:
+        """Connected and on."""
+        return vim.host.RuntimeInfo(
+            connectionState="connected", powerState="poweredOn", inMaintenanceMode=False
+        )
+
+    @exposes("config")
+    def config(self) -> Any:
+        """The parts of its configuration that storage needs."""
+        return vim.host.ConfigInfo(
+            host=self.ref,
+            product=vim.AboutInfo(
+                name="VMware ESXi",
+                fullName="Atoll lab ESX simulator 8.0.3",
+                vendor="Atoll",
+                version="8.0.3",
+                build="1",
+                osType="vmnix-x86",
+                productLineId="embeddedEsx",
+                apiType="HostAgent",
+                apiVersion="8.0.3.0",
+            ),
+            storageDevice=self.storage.device_info(),
+        )
+
+    @exposes("configManager")
+    def config_manager(self) -> Any:
+        """Its managers."""
+        return vim.host.ConfigManager(
+            storageSystem=self.storage.ref, datastoreSystem=self.datastore_system.ref
+        )
+
+    @exposes("datastore")
+    def datastores(self) -> list[Any]:
+        """What it has mounted."""
+        return [
+            datastore.ref
+            for datastore in self.site.datastores()
+            if any(host.moid == self.moid for host in datastore.mounted_by())
+        ]
+
+    @exposes("vm")
+    def vms(self) -> list[Any]:
+        """VMs registered on it."""
+        return [vm.ref for vm in self.site.vms() if vm.state.host == self.moid]

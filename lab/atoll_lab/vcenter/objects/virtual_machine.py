@@ -1,0 +1,269 @@
+"""A VM: what it is made of, where it runs, and its power, moves and snapshots."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pyVmomi import vim, vmodl
+
+from atoll_lab.vcenter.objects.base import Call, Managed, answers, exposes
+from atoll_lab.vcenter.objects.snapshot import Snapshot, disk_backing, snapshot_tree
+from atoll_lab.vcenter.state import DiskState, SnapshotState, VmState
+
+if TYPE_CHECKING:
+    from atoll_lab.vcenter.site import Site
+
+_SCSI_KEY = 1000
+_CREATED = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+class VirtualMachine(Managed):
+    """A registered VM."""
+
+    kind = vim.VirtualMachine
+
+    def __init__(self, site: "Site", state: VmState) -> None:
+        super().__init__(site, state.moid)
+        self.state = state
+
+    @property
+    def display_name(self) -> str:
+        """Its name."""
+        return self.state.name
+
+    def vmx_path(self) -> str:
+        """`[datastore] dir/name.vmx`."""
+        return self.site.datastore(self.state.datastore).path(self.state.vmx_path)
+
+    def datastore_ids(self) -> set[str]:
+        """Datastores its files lie on."""
+        return {self.state.datastore, *(disk.datastore for disk in self.state.disks)}
+
+    @exposes("name")
+    def name(self) -> str:
+        """Its name."""
+        return self.state.name
+
+    @exposes("parent")
+    def parent(self) -> Any:
+        """The VM folder."""
+        return self.site.layout.vms.ref
+
+    @exposes("config")
+    def config(self) -> Any:
+        """Its hardware and files."""
+        state = self.state
+        config = vim.vm.ConfigInfo(
+            changeVersion="1",
+            modified=_CREATED,
+            name=state.name,
+            guestFullName=state.guest_os,
+            guestId="otherLinux64Guest",
+            version="vmx-21",
+            uuid=state.bios_uuid,
+            instanceUuid=state.instance_uuid,
+            template=state.template,
+            files=vim.vm.FileInfo(vmPathName=self.vmx_path()),
+            flags=vim.vm.FlagInfo(),
+            defaultPowerOps=vim.vm.DefaultPowerOpInfo(),
+            hardware=vim.vm.VirtualHardware(
+                numCPU=2,
+                memoryMB=1024,
+                device=[
+                    vim.vm.device.ParaVirtualSCSIController(
+                        key=_SCSI_KEY, busNumber=0, sharedBus="noSharing"
+                    ),
+                    *(self._device(number, disk) for number, disk in enumerate(state.disks)),
+                ],
+            ),
+        )
+        if state.manager is not None:
+            config.managedBy = vim.ext.ManagedByInfo(extensionKey=state.manager, type="vm")
+        return config
+
+    @exposes("runtime")
+    def runtime(self) -> Any:
+        """Where it runs, and whether."""
+        return vim.vm.RuntimeInfo(
+            connectionState="connected",
+            powerState="poweredOn" if self.state.powered_on else "poweredOff",
+            host=vim.HostSystem(self.state.host),
+            consolidationNeeded=False,
+        )
+
+    @exposes("guest")
+    def guest(self) -> Any:
+        """What the guest says."""
+        running = self.state.powered_on
+        return vim.vm.GuestInfo(
+            toolsStatus="toolsOk" if running else "toolsNotRunning",
+            toolsRunningStatus="guestToolsRunning" if running else "guestToolsNotRunning",
+            guestFullName=self.state.guest_os,
+            hostName=self.state.name,
+            guestState="running" if running else "notRunning",
+        )
+
+    @exposes("snapshot")
+    def snapshot(self) -> Any:
+        """The tree of VMware snapshots, unset when there is none."""
+        state = self.state
+        if not state.snapshots or state.current_snapshot is None:
+            return None
+        return vim.vm.SnapshotInfo(
+            currentSnapshot=vim.vm.Snapshot(state.current_snapshot),
+            rootSnapshotList=snapshot_tree(self, None),
+        )
+
+    @exposes("datastore")
+    def datastores(self) -> list[Any]:
+        """Datastores its files lie on."""
+        return [vim.Datastore(moid) for moid in sorted(self.datastore_ids())]
+
+    @answers("PowerOnVM_Task")
+    def power_on(self, call: Call, host: Any = None) -> Any:
+        """Start it; InvalidPowerState when it runs."""
+        return self._task(call, "PowerOnVM_Task", lambda: self._power(True))
+
+    @answers("PowerOffVM_Task")
+    def power_off(self, call: Call) -> Any:
+        """Stop it hard; InvalidPowerState when it does not run."""
+        return self._task(call, "PowerOffVM_Task", lambda: self._power(False))
+
+    @answers("UnregisterVM")
+    def unregister(self, call: Call) -> None:
+        """Take it out of the inventory; its files stay."""
+        with self.site.change():
+            if self.state.powered_on:
+                raise _wrong_power(self)
+            self.site.remove_vm(self.moid)
+
+    @answers("MigrateVM_Task")
+    def migrate(
+        self, call: Call, priority: Any, pool: Any = None, host: Any = None, state: Any = None
+    ) -> Any:
+        """vMotion to another host."""
+        if host is None:
+            raise vmodl.fault.InvalidArgument(msg="A host is needed", invalidProperty="host")
+        return self._task(call, "MigrateVM_Task", lambda: self.move(host._moId, None))
+
+    @answers("RelocateVM_Task")
+    def relocate(self, call: Call, spec: Any, priority: Any = None) -> Any:
+        """vMotion and storage vMotion, of all files or of single disks."""
+        host = spec.host._moId if spec.host else None
+        datastore = spec.datastore._moId if spec.datastore else None
+        disks = {each.diskId: each.datastore._moId for each in spec.disk}
+        return self._task(call, "RelocateVM_Task", lambda: self.move(host, datastore, disks))
+
+    @answers("CreateSnapshot_Task")
+    def create_snapshot(
+        self, call: Call, name: str, memory: bool, quiesce: bool, description: str = ""
+    ) -> Any:
+        """A VMware snapshot; from now on the disks are written to delta files."""
+        return self._task(
+            call, "CreateSnapshot_Task", lambda: self._snapshot(name, description, quiesce)
+        )
+
+    @answers("CreateSnapshotEx_Task")
+    def create_snapshot_ex(
+        self, call: Call, name: str, memory: bool, description: str = "", quiesceSpec: Any = None
+    ) -> Any:
+        """The same with a quiesce specification."""
+        return self._task(
+            call,
+            "CreateSnapshotEx_Task",
+            lambda: self._snapshot(name, description, quiesceSpec is not None),
+        )
+
+    @answers("RemoveAllSnapshots_Task")
+    def remove_all_snapshots(self, call: Call, consolidate: bool = True, spec: Any = None) -> Any:
+        """Remove every snapshot."""
+
+        def work() -> None:
+            with self.site.change():
+                for snapshot in self.state.snapshots:
+                    self.site.registry.remove(snapshot.moid)
+                self.state.snapshots, self.state.current_snapshot = [], None
+
+        return self._task(call, "RemoveAllSnapshots_Task", work)
+
+    def move(
+        self,
+        host_moid: str | None,
+        datastore_moid: str | None,
+        disks: dict[int, str] | None = None,
+    ) -> None:
+        """Move to a host and datastores, all or nothing; the host must reach every datastore."""
+        site, state = self.site, self.state
+        with site.change():
+            target = host_moid or state.host
+            home = datastore_moid or state.datastore
+            homes = {
+                disk.key: (disks or {}).get(disk.key, datastore_moid or disk.datastore)
+                for disk in state.disks
+            }
+            host = site.host(target)
+            for moid in {home, *homes.values()}:
+                datastore = site.datastore(moid)
+                if not datastore.reachable_from(target):
+                    raise vim.fault.InaccessibleDatastore(
+                        msg=f"{host.state.name} has not mounted {datastore.state.name}",
+                        datastore=datastore.ref,
+                        name=datastore.state.name,
+                    )
+            state.host, state.datastore = target, home
+            for disk in state.disks:
+                disk.datastore = homes[disk.key]
+
+    def _power(self, on: bool) -> None:
+        with self.site.registry.reading():
+            if self.state.powered_on == on or self.state.template:
+                raise _wrong_power(self)
+        try:
+            self.site.power(self.state.name, on)
+        except Exception as error:
+            raise vim.fault.GenericVmConfigFault(
+                msg=f"The guest of {self.state.name} would not follow: {error}", reason=str(error)
+            ) from error
+        with self.site.change():
+            self.state.powered_on = on
+
+    def _snapshot(self, name: str, description: str, quiesced: bool) -> Any:
+        with self.site.change():
+            snapshot = SnapshotState(
+                moid=self.site.new_id("snapshot"),
+                name=name,
+                description=description,
+                created_at=time.time(),
+                quiesced=quiesced and self.state.powered_on,
+                parent=self.state.current_snapshot,
+            )
+            self.state.snapshots.append(snapshot)
+            self.state.current_snapshot = snapshot.moid
+            managed = Snapshot(self.site, snapshot.moid, self)
+            self.site.registry.add(managed)
+            return managed.ref
+
+    def _device(self, number: int, disk: DiskState) -> Any:
+        return vim.vm.device.VirtualDisk(
+            key=disk.key,
+            controllerKey=_SCSI_KEY,
+            unitNumber=number if number < 7 else number + 1,
+            deviceInfo=vim.Description(label=disk.label, summary=f"{disk.size_bytes >> 10:,} KB"),
+            capacityInKB=disk.size_bytes >> 10,
+            capacityInBytes=disk.size_bytes,
+            backing=disk_backing(self, disk),
+        )
+
+    def _task(self, call: Call, method: str, work: Callable[[], Any]) -> Any:
+        return self.site.tasks.start(self, method, call.session.user or "", work)
+
+
+def _wrong_power(vm: VirtualMachine) -> Any:
+    on = vm.state.powered_on
+    return vim.fault.InvalidPowerState(
+        msg="The attempted operation cannot be performed in the current state "
+        f"({'Powered on' if on else 'Powered off'}).",
+        existingState="poweredOn" if on else "poweredOff",
+        requestedState="poweredOff" if on else "poweredOn",
+    )

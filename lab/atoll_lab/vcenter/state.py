@@ -1,0 +1,159 @@
+"""What the simulator knows and keeps over a restart: plain records, one JSON file."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+
+@dataclass
+class VolumeState:
+    """One VMFS extent as its LVM header tells it.
+
+    `device_id` is the NAA the header was written for (hex digits, no prefix):
+    where it is not the LUN's own the volume is a copy and is not mounted.
+    `label` and `uuid` are known for the head extent (ordinal 0) only.
+    """
+
+    volume_id: str
+    device_id: str
+    ordinal: int
+    extent_count: int
+    size_bytes: int
+    major_version: int
+    label: str = ""
+    uuid: str = ""
+
+
+@dataclass
+class LunState:
+    """A LUN as a host saw it at its last rescan."""
+
+    naa: str
+    serial: str
+    vendor: str
+    product: str
+    size_bytes: int
+    portal: str
+    target: str
+    number: int
+    volume: VolumeState | None = None
+
+
+@dataclass
+class HostState:
+    """An ESX host. `mounts` are the VMFS UUIDs of shared volumes it has mounted."""
+
+    moid: str
+    name: str
+    iqn: str
+    cluster: str
+    portals: list[str] = field(default_factory=list)
+    luns: list[LunState] = field(default_factory=list)
+    mounts: list[str] = field(default_factory=list)
+
+
+@dataclass
+class DatastoreState:
+    """A VMFS datastore. `local_to` is the host's id when it lies on a host's own disk."""
+
+    moid: str
+    name: str
+    uuid: str
+    extents: list[str]
+    size_bytes: int
+    major_version: int = 6
+    local_to: str | None = None
+
+
+@dataclass
+class DiskState:
+    """A virtual disk; `datastore` is an id, `path` is inside it. `kind` is `flat` or `rdm`."""
+
+    key: int
+    label: str
+    path: str
+    size_bytes: int
+    datastore: str
+    mode: str = "persistent"
+    kind: str = "flat"
+
+
+@dataclass
+class SnapshotState:
+    """A VMware snapshot; `parent` is the id of the one before it."""
+
+    moid: str
+    name: str
+    description: str
+    created_at: float
+    quiesced: bool
+    parent: str | None
+
+
+@dataclass
+class VmState:
+    """A registered VM. `manager` is the extension key of `config.managedBy`."""
+
+    moid: str
+    name: str
+    instance_uuid: str
+    bios_uuid: str
+    host: str
+    datastore: str
+    vmx_path: str
+    guest_os: str
+    disks: list[DiskState]
+    powered_on: bool = False
+    template: bool = False
+    manager: str | None = None
+    snapshots: list[SnapshotState] = field(default_factory=list)
+    current_snapshot: str | None = None
+
+
+@dataclass
+class SiteState:
+    """Everything that is kept. `shelf` holds unregistered VMs by their full path."""
+
+    next_id: int = 100
+    hosts: list[HostState] = field(default_factory=list)
+    datastores: list[DatastoreState] = field(default_factory=list)
+    vms: list[VmState] = field(default_factory=list)
+    shelf: dict[str, VmState] = field(default_factory=dict)
+
+
+_ADAPTER = TypeAdapter(SiteState)
+
+
+def load_state(path: Path) -> SiteState | None:
+    """The state of an earlier run, None when there was none."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return _ADAPTER.validate_json(raw)
+
+
+def save_state(path: Path, state: SiteState) -> None:
+    """Replace the file so that a kill at any instruction leaves the old or the new one."""
+    write_atomically(path, _ADAPTER.dump_json(state, indent=1))
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write beside, flush, rename over, flush the directory."""
+    beside = path.with_name(path.name + ".new")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
+            file.write(data)
+            file.flush()
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    beside.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,86 @@
+"""VCenter: what the rest of Atoll sees of vSphere."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from atoll.model.inventory import Inventory
+from atoll.vsphere.hosts import rescan
+from atoll.vsphere.inventory import Reading, read_inventory
+from atoll.vsphere.placement import Placement, PlacementReader
+from atoll.vsphere.session import Session
+from atoll.vsphere.settings import VCenterSettings
+
+__all__ = ["VCenter", "VCenterSettings"]
+
+_log = logging.getLogger(__name__)
+
+
+class VCenter:
+    """A vCenter one is logged in to; any thread may use it.
+
+    An expired session is opened again without a word. Every call raises
+    VCenterUnreachableError when vCenter does not answer, AuthenticationError
+    when it does not accept the user any more, and VCenterOperationError when
+    it refuses or fails; reads are safe to repeat.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._placement = PlacementReader(session.page_objects)
+
+    @classmethod
+    def connect(cls, settings: VCenterSettings) -> "VCenter":
+        """Connect and log in.
+
+        AuthenticationError for a wrong password or a certificate that cannot be
+        verified, VCenterUnreachableError when nothing answers.
+        """
+        return cls(Session(settings))
+
+    def inventory(self) -> Inventory:
+        """Hosts, datastores and VMs, read in bulk. Left-out VMs are logged with the reason."""
+        reading = self.reading()
+        for skipped in reading.skipped:
+            _log.info("VM %s is left out: %s", skipped.name, skipped.reason)
+        return reading.inventory
+
+    def reading(self) -> Reading:
+        """The inventory together with the VMs it leaves out and why."""
+        pages = self._session.page_objects
+        reading = self._session.call(
+            "read the inventory", lambda content: read_inventory(content, pages)
+        )
+        self._placement.learn(reading)
+        return reading
+
+    def placement(self, instance_uuids: Sequence[str]) -> Mapping[str, Placement]:
+        """Host and datastore names of VMs now, by instance UUID; unknown VMs are left out.
+
+        One call for the asked VMs when the inventory was read before. Two
+        placements of a VM differ when it moved between the calls, by vMotion
+        or storage vMotion, and came to lie elsewhere.
+        """
+        return self._session.call(
+            "say where the VMs are", lambda content: self._placement.read(content, instance_uuids)
+        )
+
+    def rescan(self, host: str) -> None:
+        """Let a host, by name, find the LUNs presented to it and mount its volumes."""
+        pages = self._session.page_objects
+        self._session.call(f"rescan host {host}", lambda content: rescan(content, host, pages))
+
+    def close(self) -> None:
+        """Log out."""
+        self._session.close()
+
+    def __enter__(self) -> "VCenter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
