@@ -1,0 +1,79 @@
+"""What every application module owes the agent."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from atoll_agent.clock import Deadline
+
+
+@dataclass(frozen=True)
+class HeldApplication:
+    """How an application was held; the same fields go over the wire."""
+
+    kind: str
+    name: str
+    held: bool
+    position: str
+    witness: str | None
+    flush_seconds: float
+    detail: str
+
+
+@dataclass(frozen=True)
+class Testimony:
+    """What an application says of itself after a restore; None means that it could not be learned.
+
+    `wal_replayed_bytes` is how much log the last start replayed; `repair_ran`
+    whether it had to mend data beyond that.
+    """
+
+    kind: str
+    name: str
+    answering: bool
+    witness: str | None
+    wal_replayed_bytes: int | None
+    repair_ran: bool | None
+    position: str
+    detail: str
+
+
+class Application(Protocol):
+    """One server found in the guest. Calls come one at a time; `close` may follow any of them."""
+
+    @property
+    def kind(self) -> str:
+        """The module's name, e.g. `postgresql`."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Which server of that kind."""
+        ...
+
+    def prepare(self, deadline: Deadline) -> None:
+        """Flush while everything serves. Raises ApplicationError."""
+        ...
+
+    def open(self, deadline: Deadline) -> list[int]:
+        """Open the sessions that will hold it; returns their process ids. Raises ApplicationError."""
+        ...
+
+    def hold(self, deadline: Deadline) -> HeldApplication:
+        """Hold writers, flush, and read position and witness.
+
+        Does not raise: what could not be held is said in the result, and then
+        no lock is left.
+        """
+        ...
+
+    def still_held(self, deadline: Deadline) -> str:
+        """Empty while the hold is unbroken, else what broke it."""
+        ...
+
+    def close(self) -> None:
+        """Let go and end all sessions. Repeatable."""
+        ...
+
+    def testify(self, deadline: Deadline) -> Testimony:
+        """Look, and change nothing. Does not raise."""
+        ...

@@ -1,0 +1,278 @@
+"""Holds a MariaDB server: FLUSH TABLES WITH READ LOCK, purge at its end, then a checkpoint.
+
+The read lock keeps writes and commits out, but InnoDB's purge goes on and
+writes log of its own; only when its history is empty does a checkpoint stay
+the last word, and a server started on the snapshot has nothing to replay.
+"""
+
+import shutil
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoll_agent.application import HeldApplication, Testimony
+from atoll_agent.clock import Deadline, boottime
+from atoll_agent.config import ApplicationConfig
+from atoll_agent.errors import ApplicationError
+from atoll_agent.mariadblog import START_MARK, judge_log
+from atoll_agent.serverlog import log_since_start
+from atoll_agent.session import Session, StillRunningError
+
+KIND = "mariadb"
+_SOCKETS = ("/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock")
+_MAX_WITNESS = 4096
+# Undo records still to purge beyond which that is not waited for under the lock.
+_MAX_HISTORY = 20_000
+# A checkpoint's own record: what a log holds that needs no replay (log0log.h, SIZE_OF_FILE_CHECKPOINT).
+_CLEAN_LOG_BYTES = 16
+_CHECKPOINT_TRIES = 5
+
+_STATUS = (
+    "SELECT variable_value FROM information_schema.global_status WHERE variable_name = '{name}'"
+)
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a server listens and whom to be there; None: whoever the agent runs as."""
+
+    name: str
+    socket: str
+    user: str | None
+    database: str | None
+    witness: str | None
+
+
+class MariaDb:
+    """One server."""
+
+    kind = KIND
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._lock: Session | None = None
+        self._control: Session | None = None
+        self._lock_id = ""
+
+    @property
+    def name(self) -> str:
+        return self._server.name
+
+    def prepare(self, deadline: Deadline) -> None:
+        """Write all dirty pages, where the server can do so on demand."""
+        session = self._session()
+        try:
+            if _can_checkpoint(session, deadline):
+                session.ask("SET GLOBAL innodb_log_checkpoint_now = ON", deadline)
+        finally:
+            session.close()
+
+    def open(self, deadline: Deadline) -> list[int]:
+        self.close()
+        try:
+            self._control = self._session()
+            self._lock = self._session()
+            self._lock_id = self._lock.ask("SELECT CONNECTION_ID()", deadline)
+            self._control.ask("SELECT 1", deadline)
+        except ApplicationError:
+            self.close()
+            raise
+        return [self._lock.pid, self._control.pid]
+
+    def hold(self, deadline: Deadline) -> HeldApplication:
+        started = boottime()
+        position, witness = "", None
+        try:
+            refusal = self._take_lock(deadline)
+            detail = refusal
+            if not refusal:
+                detail = self._settle(deadline)
+                position = self._position(deadline)
+                witness, remark = self._witness(deadline)
+                detail = "; ".join(part for part in (detail, remark) if part)
+        except ApplicationError as error:
+            refusal = detail = str(error)
+        if refusal:
+            self.close()
+        return HeldApplication(
+            kind=KIND,
+            name=self.name,
+            held=not refusal,
+            position=position,
+            witness=witness,
+            flush_seconds=boottime() - started,
+            detail=detail,
+        )
+
+    def still_held(self, deadline: Deadline) -> str:
+        """The lock lives as long as its connection, which batch clients never renew."""
+        if self._lock is None:
+            return ""
+        try:
+            connection = self._lock.ask("SELECT CONNECTION_ID()", deadline)
+        except ApplicationError as error:
+            return f"{KIND} {self.name} lost its read lock: {error}"
+        return "" if connection == self._lock_id else f"{KIND} {self.name} lost its read lock"
+
+    def close(self) -> None:
+        for session in (self._lock, self._control):
+            if session is not None:
+                session.close()
+        self._lock = self._control = None
+
+    def testify(self, deadline: Deadline) -> Testimony:
+        position, witness, answering, detail = "", None, False, ""
+        log: str | None = None
+        try:
+            session = self._session()
+            try:
+                pid = _server_pid(session, deadline)
+                log = log_since_start(pid, START_MARK) if pid else None
+                position = _read_position(session, deadline)
+                answering = True
+                if self._server.witness:
+                    session.ask("SET SESSION TRANSACTION READ ONLY", deadline)
+                    witness = session.ask(self._server.witness, deadline)[:_MAX_WITNESS]
+            finally:
+                session.close()
+        except ApplicationError as error:
+            detail = str(error)
+        if log is None:
+            detail = detail or "the server's log was not found"
+        recovery = judge_log(log) if log is not None else None
+        return Testimony(
+            kind=KIND,
+            name=self.name,
+            answering=answering,
+            witness=witness,
+            wal_replayed_bytes=recovery.replayed_bytes if recovery else None,
+            repair_ran=recovery.repaired if recovery else None,
+            position=position,
+            detail=detail,
+        )
+
+    def _session(self) -> Session:
+        server = self._server
+        client = shutil.which("mariadb") or "mysql"
+        argv = [client, "--no-defaults", "--batch", "--raw", "--skip-column-names"]
+        argv += ["--unbuffered", "--force", "--skip-reconnect", f"--socket={server.socket}"]
+        if server.user:
+            argv.append(f"--user={server.user}")
+        if server.database:
+            argv.append(f"--database={server.database}")
+        return Session(argv, lambda marker: f"SELECT '{marker}';", {}, None)
+
+    def _take_lock(self, deadline: Deadline) -> str:
+        """Take the global read lock; returns an empty string or why it could not be had."""
+        assert self._lock is not None and self._control is not None
+        mine = deadline.within(deadline.remaining * 0.6)
+        # Whole seconds is all the server knows; the finer limit is ours, by killing the connection.
+        self._lock.ask(f"SET lock_wait_timeout = {max(1, int(mine.remaining) + 1)}", deadline)
+        self._lock.ask("SET wait_timeout = 3600", deadline)
+        self._lock.send("FLUSH TABLES WITH READ LOCK")
+        try:
+            self._lock.collect(mine)
+        except StillRunningError:
+            # Closing the client would leave the statement waiting, and everybody behind it.
+            self._control.ask(f"KILL {self._lock_id}", deadline.within(5))
+            return "running statements did not end within the budget, so no read lock was had"
+        return ""
+
+    def _settle(self, deadline: Deadline) -> str:
+        """Bring the log to an end that needs no replay; returns what remains, if anything."""
+        control = self._control
+        assert control is not None
+        if not _can_checkpoint(control, deadline):
+            age = _status(control, "innodb_checkpoint_age", deadline)
+            return f"this server cannot checkpoint on demand; recovery will replay {age} bytes"
+        history = _status(control, "innodb_history_list_length", deadline)
+        if history <= _MAX_HISTORY:
+            # Waits until purge has nothing left; the value itself is not kept by the server.
+            control.ask("SET GLOBAL innodb_max_purge_lag_wait = 0", deadline)
+        age = 0
+        for _ in range(_CHECKPOINT_TRIES):
+            control.ask("SET GLOBAL innodb_log_checkpoint_now = ON", deadline)
+            age = _status(control, "innodb_checkpoint_age", deadline)
+            if age <= _CLEAN_LOG_BYTES:
+                break
+        if age > _CLEAN_LOG_BYTES or history > _MAX_HISTORY:
+            return (
+                f"recovery will replay {age} bytes or somewhat more: "
+                f"{history} old row versions were left to purge"
+            )
+        return ""
+
+    def _position(self, deadline: Deadline) -> str:
+        assert self._control is not None
+        return _read_position(self._control, deadline)
+
+    def _witness(self, deadline: Deadline) -> tuple[str | None, str]:
+        """The witness's answer and, without one, why: it must never cost the hold itself."""
+        if not self._server.witness:
+            return None, ""
+        assert self._control is not None
+        limit = max(0.001, deadline.remaining / 2)
+        self._control.ask(f"SET max_statement_time = {limit:.3f}", deadline)
+        self._control.ask("SET SESSION TRANSACTION READ ONLY", deadline)
+        try:
+            return self._control.ask(self._server.witness, deadline)[:_MAX_WITNESS], ""
+        except ApplicationError as error:
+            return None, f"the witness did not answer: {error}"
+
+
+def discover(configured: tuple[ApplicationConfig, ...], look: bool) -> list[MariaDb]:
+    """The servers whose socket exists, with the configuration's word on each.
+
+    A discovered server is called `mariadb`.
+    """
+    entries = {entry.name: entry for entry in configured if entry.kind == KIND}
+    servers: list[Server] = []
+    if look:
+        for socket in _SOCKETS:
+            if _is_socket(Path(socket)):
+                servers.append(_server(socket, entries.pop("mariadb", None)))
+                break
+    servers += [_server(entry.socket, entry) for entry in entries.values() if entry.socket]
+    return [MariaDb(server) for server in servers]
+
+
+def _server(socket: str, entry: ApplicationConfig | None) -> Server:
+    if entry is None:
+        return Server("mariadb", socket, None, None, None)
+    return Server(entry.name, entry.socket or socket, entry.owner, entry.database, entry.witness)
+
+
+def _can_checkpoint(session: Session, deadline: Deadline) -> bool:
+    """Released servers have the switch from 10.11 and 10.6's later updates on."""
+    return bool(session.ask("SHOW GLOBAL VARIABLES LIKE 'innodb_log_checkpoint_now'", deadline))
+
+
+def _status(session: Session, name: str, deadline: Deadline) -> int:
+    answer = session.ask(_STATUS.format(name=name), deadline)
+    if not answer.isdigit():
+        raise ApplicationError(f"the server has no status {name}")
+    return int(answer)
+
+
+def _read_position(session: Session, deadline: Deadline) -> str:
+    """The binary log's GTID where one is written, else InnoDB's log sequence number."""
+    gtid = session.ask("SELECT @@global.gtid_binlog_pos", deadline)
+    if gtid:
+        return f"gtid {gtid}"
+    return f"lsn {_status(session, 'innodb_lsn_current', deadline)}"
+
+
+def _server_pid(session: Session, deadline: Deadline) -> int | None:
+    path = session.ask("SELECT @@global.pid_file", deadline)
+    data = session.ask("SELECT @@global.datadir", deadline)
+    try:
+        return int((Path(data) / path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.stat().st_mode)
+    except OSError:
+        return False
