@@ -1,0 +1,343 @@
+"""A guest file system opened in a jailed process of its own, fed from a BlockReader."""
+
+import contextlib
+import json
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from atoll.filesystems import wire
+from atoll.filesystems.detect import SUPPORTED, detect
+from atoll.filesystems.interface import Blocks, Data, Entry, EntryKind, Fault, Journal
+from atoll.filesystems.wire import Kind
+from atoll.model.errors import AtollError, NotFoundInPointError, UnsupportedFormatError
+
+_LEND_EVERY_SECONDS = 10.0
+_LENT_CPU_SECONDS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one open file system may cost.
+
+    `patience_seconds` is how long the parser may go without a result, not
+    counting the time its parent takes to read blocks. `entries` bounds one
+    listing or export.
+    """
+
+    memory_bytes: int = 512 << 20
+    patience_seconds: float = 60.0
+    entries: int = 50_000_000
+
+
+def open_filesystem(reader: Blocks, limits: Limits | None = None) -> "FileSystemSession":
+    """Open what begins at offset 0 of `reader`; the reader stays the caller's to close.
+
+    Raises UnsupportedFormatError, in one sentence, for anything but ext2, ext3 and ext4.
+    """
+    content = detect(reader)
+    if not content.supported:
+        raise content.refusal()
+    return FileSystemSession(reader, content.kind, limits or Limits())
+
+
+class FileSystemSession:
+    """A FileSystem (see `interface.py`) whose parser runs in the jail.
+
+    An iterator that is closed before its end costs the jailed process, and the
+    next call starts another: there is no other safe way to interrupt it.
+    """
+
+    def __init__(self, reader: Blocks, kind: str, limits: Limits) -> None:
+        self._reader = reader
+        self._detected = kind
+        self._limits = limits
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._busy = False
+        self._silent_seconds = 0.0
+        self._started_at = self._lent_at = 0.0
+        self._start()
+
+    def __enter__(self) -> Self:
+        """Use as a context manager to be sure the process ends."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the jailed process."""
+        self.close()
+
+    def close(self) -> None:
+        """End the jailed process. Closing twice is harmless."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        self._busy = False
+
+    @property
+    def kind(self) -> str:
+        """`ext2`, `ext3`, `ext4`."""
+        return self._kind
+
+    @property
+    def label(self) -> str:
+        """The file system's label, or empty."""
+        return self._label
+
+    @property
+    def uuid(self) -> str:
+        """The file system's UUID as `/etc/fstab` writes it."""
+        return self._uuid
+
+    @property
+    def journal(self) -> Journal:
+        """Whether changes had to be taken from the journal."""
+        return self._journal
+
+    def stat(self, path: str) -> Entry:
+        """The entry at `path`; symlinks are not followed."""
+        return self._single("stat", path)
+
+    def list(self, path: str, recursive: bool = False) -> Iterator[Entry]:
+        """What is in a directory; see FileSystem.list."""
+        faults = 0
+        first: Fault | None = None
+        for record in self._command("walk" if recursive else "list", path):
+            match record:
+                case Entry():
+                    yield record
+                case Fault():
+                    faults += 1
+                    first = first or record
+                case Data():
+                    raise self._stop("content where a listing was asked for")
+        if first is not None:
+            raise UnsupportedFormatError(
+                f"{faults} places below {path} are damaged and could not be listed, first"
+                f" {first.path}: {first.reason}; restore the whole disk to get at them."
+            )
+
+    def read(self, path: str) -> Iterator[Data]:
+        """A file's content in ascending order, holes left out."""
+        with contextlib.closing(self._command("read", path)) as records:
+            entry = next(records, None)
+            if not isinstance(entry, Entry):
+                raise self._stop("no metadata for a file")
+            if entry.kind is not EntryKind.FILE:
+                raise NotFoundInPointError(f"{path} is a {entry.kind}, so it has no content.")
+            for record in records:
+                if not isinstance(record, Data):
+                    raise self._stop("metadata in the middle of a file")
+                yield record
+
+    def xattrs(self, path: str) -> dict[str, bytes]:
+        """Extended attributes and POSIX ACLs, in the kernel's encoding."""
+        return dict(self._single("xattrs", path).xattrs or ())
+
+    def export(self, path: str) -> Iterator[Entry | Data | Fault]:
+        """Everything at and below `path` in one pass; see FileSystem.export."""
+        return self._command("export", path)
+
+    def _single(self, verb: str, path: str) -> Entry:
+        records = list(self._command(verb, path))
+        if len(records) != 1 or not isinstance(records[0], Entry):
+            raise self._stop("no single answer to a question about one path")
+        return records[0]
+
+    def _command(self, verb: str, path: str) -> Generator[Entry | Data | Fault, None, None]:
+        if self._busy:
+            raise RuntimeError("a file system session serves one iterator at a time")
+        if self._process is None:
+            self._start()
+        self._busy = True
+        finished = False
+        try:
+            self._send(Kind.COMMAND, json.dumps([verb, path]).encode())
+            yield from self._records()
+            finished = True
+        except _AnsweredError as refused:
+            finished = True
+            raise refused.error from None
+        finally:
+            self._busy = False
+            if not finished:
+                self.close()
+
+    def _records(self) -> Iterator[Entry | Data | Fault]:
+        entries = end = size = 0
+        while True:
+            kind, payload = self._result()
+            match kind:
+                case Kind.END:
+                    return
+                case Kind.ENTRIES:
+                    rows = wire.decode_entries(payload)
+                    entries += len(rows)
+                    if entries > self._limits.entries:
+                        raise self._stop("more entries than a file system may have here")
+                    for row in rows:
+                        end, size = 0, row.size
+                        yield row
+                case Kind.DATA:
+                    data = wire.decode_data(payload)
+                    if data.offset < end or data.offset + len(data.content) > size:
+                        raise self._stop("content outside its file")
+                    end = data.offset + len(data.content)
+                    yield data
+                case Kind.FAULT:
+                    yield wire.decode_fault(payload)
+                case _:
+                    raise self._stop("a frame out of turn")
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # An interpreter of its own, with an empty environment: nothing of this process's
+            # memory or descriptors is in the jail.
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-I", "-m", "atoll.filesystems.parser"),
+                    *(self._detected, str(self._reader.size_bytes), str(self._limits.memory_bytes)),
+                ],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={},
+                cwd="/",
+            )
+        self._socket = ours
+        self._started_at = self._lent_at = time.monotonic()
+        self._silent_seconds = 0.0
+        try:
+            self._greet()
+        except _AnsweredError as refused:
+            self.close()
+            raise refused.error from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _greet(self) -> None:
+        kind, payload = self._result()
+        if kind is not Kind.HELLO:
+            raise self._stop("no greeting")
+        self._kind, self._label, self._uuid, journal = wire.decode_text(payload, 4)
+        if self._kind not in SUPPORTED or journal not in ("clean", "replayed"):
+            raise self._stop("an unknown kind of file system")
+        self._journal: Journal = "clean" if journal == "clean" else "replayed"
+
+    def _result(self) -> tuple[Kind, bytes]:
+        """The next frame that is not a request for blocks; those are served on the way."""
+        while True:
+            code, length = struct.unpack(wire.HEADER, self._exactly(struct.calcsize(wire.HEADER)))
+            if length > wire.MAX_FRAME_BYTES or code not in set(Kind):
+                raise self._stop("a frame too large")
+            kind, payload = Kind(code), self._exactly(length)
+            self._lend_cpu()
+            if kind is Kind.BLOCKS:
+                self._serve(payload)
+                continue
+            self._silent_seconds = 0.0
+            if kind is Kind.ERROR:
+                word, sentence = wire.decode_text(payload, 2)
+                sentence = wire.printable(sentence)
+                if word == NotFoundInPointError.code:
+                    raise _AnsweredError(NotFoundInPointError(sentence))
+                raise _AnsweredError(UnsupportedFormatError(sentence))
+            return kind, payload
+
+    def _serve(self, payload: bytes) -> None:
+        if len(payload) != 12:
+            raise self._stop("a malformed request for blocks")
+        offset, length = struct.unpack("<QI", payload)
+        if length > wire.MAX_READ_BYTES or offset + length > self._reader.size_bytes:
+            raise self._stop("a request for blocks outside the image")
+        self._send(Kind.ANSWER, self._reader.read(offset, length))
+
+    def _lend_cpu(self) -> None:
+        # A jailed process has one thread, so it cannot have used more than the time since it
+        # started. Were this process killed, the child would stop by itself when the loan ends.
+        now = time.monotonic()
+        if self._process is not None and now - self._lent_at > _LEND_EVERY_SECONDS:
+            self._lent_at = now
+            until = int(now - self._started_at) + _LENT_CPU_SECONDS
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(
+                    self._process.pid, resource.RLIMIT_CPU, (until, resource.RLIM_INFINITY)
+                )
+
+    def _exactly(self, length: int) -> bytes:
+        pieces = bytearray()
+        while len(pieces) < length:
+            with self._waiting() as channel:
+                piece = channel.recv(length - len(pieces))
+            if not piece:
+                raise self._ended()
+            pieces += piece
+        return bytes(pieces)
+
+    def _send(self, kind: Kind, payload: bytes) -> None:
+        with self._waiting() as channel:
+            channel.sendall(struct.pack(wire.HEADER, kind, len(payload)) + payload)
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[socket.socket]:
+        """The channel, for one wait on the child that counts against its patience."""
+        left = self._limits.patience_seconds - self._silent_seconds
+        if self._socket is None or left <= 0:
+            raise self._impatient()
+        began = time.monotonic()
+        self._socket.settimeout(left)
+        try:
+            yield self._socket
+        except TimeoutError:
+            raise self._impatient() from None
+        except OSError:
+            raise self._ended() from None
+        finally:
+            self._silent_seconds += time.monotonic() - began
+
+    def _impatient(self) -> AtollError:
+        self.close()
+        return UnsupportedFormatError(
+            f"The parser of the {self._detected} file system had no result for"
+            f" {self._limits.patience_seconds:g} s and was stopped; the file system is damaged or"
+            " hostile: restore the whole disk instead."
+        )
+
+    def _ended(self) -> AtollError:
+        code = None if self._process is None else self._process.wait()
+        self.close()
+        return UnsupportedFormatError(
+            f"The parser of the {self._detected} file system ended unexpectedly (status {code});"
+            " the file system is damaged, or this machine cannot run the parser:"
+            " restore the whole disk instead."
+        )
+
+    def _stop(self, what: str) -> AtollError:
+        self.close()
+        return wire.distrust(what)
+
+
+class _AnsweredError(Exception):
+    """The child refused a command in good order and can take the next."""
+
+    def __init__(self, error: AtollError) -> None:
+        super().__init__(str(error))
+        self.error = error
