@@ -9,7 +9,7 @@ from typing import Any
 from atoll_agent.errors import ConfigError
 
 DEFAULT_PATH = Path("/etc/atoll/agent.json")
-DEFAULT_PORT = 7443
+DEFAULT_PORT = 8443
 
 _KINDS = ("postgresql", "mariadb")
 _KEYS = {

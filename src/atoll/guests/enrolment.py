@@ -1,0 +1,76 @@
+"""Enrols a guest: its certificate, its agent and its configuration as one tar to unpack there."""
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from atoll.guests.authority import Authority
+from atoll.guests.files import write_atomically
+from atoll.guests.package import UNIT, build_agent, unit_file
+from atoll.guests.registry import AgentRegistry, EnrolledAgent
+
+DEFAULT_PORT = 8443
+AGENT_PATH = "usr/lib/atoll/atoll-agent.pyz"
+
+
+def enrol(
+    authority: Authority,
+    vm_name: str,
+    instance_uuid: str,
+    out: Path,
+    *,
+    address: str,
+    port: int = DEFAULT_PORT,
+    listen_port: int | None = None,
+    applications: Sequence[Mapping[str, object]] = (),
+) -> Path:
+    """Write `out`, a tar to unpack over the guest's root, and enter the agent in the registry.
+
+    The director will reach the agent at `address` and `port`; it listens on
+    `listen_port`, the same unless something forwards. `applications` go into
+    its `agent.json` as they are (docs/operations/agent.md has the keys).
+    The tar holds a private key and has mode 0600. Enrolling a VM again revokes
+    the certificate it had.
+    """
+    issued = authority.issue_agent(vm_name, instance_uuid)
+    config = {
+        "name": vm_name,
+        "instance_uuid": instance_uuid,
+        "port": port if listen_port is None else listen_port,
+        "certificate": "agent.crt",
+        "key": "agent.key",
+        "authority": "ca.crt",
+        "applications": [dict(entry) for entry in applications],
+    }
+    members = {
+        "etc/atoll/agent.json": (json.dumps(config, indent=2).encode() + b"\n", 0o600),
+        "etc/atoll/agent.crt": (issued.certificate, 0o644),
+        "etc/atoll/agent.key": (issued.key, 0o600),
+        "etc/atoll/ca.crt": (authority.certificate, 0o644),
+        AGENT_PATH: (build_agent(), 0o755),
+        f"etc/systemd/system/{UNIT}": (unit_file(), 0o644),
+    }
+    write_atomically(out, _tar(members), 0o600)
+    # After the tar: an entry without a tar would revoke an agent that still serves.
+    AgentRegistry(authority.directory).put(
+        EnrolledAgent(
+            instance_uuid=instance_uuid,
+            name=vm_name,
+            address=address,
+            port=port,
+            fingerprint=issued.fingerprint,
+        )
+    )
+    return out
+
+
+def _tar(members: Mapping[str, tuple[bytes, int]]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, (data, mode) in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(data), mode
+            archive.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
