@@ -1,0 +1,160 @@
+"""The repository's settings object: what was fixed when it was made."""
+
+import json
+import secrets
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from atoll.model.errors import (
+    ConfigurationError,
+    RepositoryDamagedError,
+    RepositoryKeyError,
+    RepositoryUnreachableError,
+    UnsupportedFormatError,
+)
+from atoll.repository.keys import KeySource, MasterKey
+from atoll.repository.sealing import checked, halves, new_name, twice, unchecked
+from atoll.repository.store import MissingObjectError, ObjectStore
+
+CONFIG = "config"
+KEYS = "keys/"
+FORMAT, VERSION = "atoll-repository", 1
+DEFAULT_CHUNK_BYTES = 256 << 10
+_MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES = 4 << 10, 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """`id` is 32 random hex digits, `key_id` names the master key, sizes are bytes."""
+
+    id: str
+    key_id: str
+    chunk_bytes: int
+
+
+def create_config(store: ObjectStore, source: KeySource, chunk_bytes: int) -> MasterKey:
+    """Make a new repository of an empty store; the settings object, written last, makes it one."""
+    if (
+        not _MIN_CHUNK_BYTES <= chunk_bytes <= _MAX_CHUNK_BYTES
+        or chunk_bytes & (chunk_bytes - 1) != 0
+    ):
+        raise ConfigurationError(
+            f"A chunk of {chunk_bytes} bytes is not possible; choose a power of two from 4 KiB "
+            "to 16 MiB."
+        )
+    master = MasterKey.generate()
+    config = Config(secrets.token_hex(16), master.key_id, chunk_bytes)
+    slot = checked(master.wrapped(source, config.id))
+    store.put(f"{KEYS}{new_name()}", [twice(slot)])
+    store.put(CONFIG, [twice(_encode(config, master))])
+    return master
+
+
+def open_config(store: ObjectStore, source: KeySource) -> tuple[Config, MasterKey]:
+    """Read the settings and unlock the master key.
+
+    RepositoryUnreachableError if there is no repository, RepositoryKeyError if
+    `source` opens no slot, RepositoryDamagedError if both copies are broken.
+    """
+    try:
+        copies = halves(store.get(CONFIG))
+    except MissingObjectError as error:
+        raise _no_config(store) from error
+    block = _good_copy(copies, CONFIG)
+    config = _decode(block)
+    master = _unlocked(store, source, config)
+    if block != _encode(config, master):
+        raise RepositoryDamagedError(
+            f"The settings of the repository {store.location} were altered without its key; "
+            "restore the object `config` from a copy."
+        )
+    return config, master
+
+
+def damaged_copies(store: ObjectStore, config: Config, master: MasterKey) -> list[tuple[str, str]]:
+    """(object, what is wrong) for each copy of settings or key slot that is not as written."""
+    found = []
+    for number, copy in enumerate(halves(store.get(CONFIG)), 1):
+        if copy != _encode(config, master):
+            found.append((CONFIG, f"copy {number} of 2 is not what was written"))
+    for info in store.list(KEYS):
+        for number, copy in enumerate(halves(store.get(info.name)), 1):
+            try:
+                unchecked(copy)
+            except RepositoryDamagedError:
+                found.append((info.name, f"copy {number} of 2 is not what was written"))
+    return found
+
+
+def _encode(config: Config, master: MasterKey) -> bytes:
+    line = json.dumps(
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "id": config.id,
+            "key": config.key_id,
+            "chunk_bytes": config.chunk_bytes,
+        },
+        sort_keys=True,
+    ).encode()
+    tag = blake3(line, key=master.derive("config")).hexdigest()
+    return checked(line + b"|" + tag.encode())
+
+
+def _decode(block: bytes) -> Config:
+    line, _, _ = unchecked(block).rpartition(b"|")
+    fields = json.loads(line)
+    if fields.get("format") != FORMAT or fields.get("version") != VERSION:
+        raise UnsupportedFormatError(
+            f"The repository has format {fields.get('format')} {fields.get('version')}, and this "
+            f"Atoll reads {FORMAT} {VERSION}; use a newer Atoll."
+        )
+    return Config(fields["id"], fields["key"], fields["chunk_bytes"])
+
+
+def _unlocked(store: ObjectStore, source: KeySource, config: Config) -> MasterKey:
+    slots, broken = 0, 0
+    for info in store.list(KEYS):
+        slots += 1
+        try:
+            slot = unchecked(_good_copy(halves(store.get(info.name)), info.name))
+        except RepositoryDamagedError:
+            broken += 1
+            continue
+        master = MasterKey.unwrapped(source, config.id, slot)
+        if master is not None and master.key_id == config.key_id:
+            return master
+    if broken or not slots:
+        raise RepositoryDamagedError(
+            f"{broken or 'All'} key slots of the repository {store.location} are damaged or gone "
+            "and the key given opens no other; restore the `keys` folder from a copy."
+        )
+    raise RepositoryKeyError(
+        f"The key given does not open the repository {store.location}; it wants key "
+        f"{config.key_id}, so name the key file or passphrase it was made with."
+    )
+
+
+def _good_copy(copies: tuple[bytes, bytes], name: str) -> bytes:
+    for copy in copies:
+        try:
+            unchecked(copy)
+        except RepositoryDamagedError:
+            continue
+        return copy
+    raise RepositoryDamagedError(
+        f"Both copies of {name} are damaged, and without it the repository cannot be opened; "
+        "restore that object from a copy of the repository."
+    )
+
+
+def _no_config(store: ObjectStore) -> RepositoryDamagedError | RepositoryUnreachableError:
+    if any(True for _ in store.list("packs/")):
+        return RepositoryDamagedError(
+            f"The repository {store.location} has lost its object `config`; restore it from a copy."
+        )
+    return RepositoryUnreachableError(
+        f"There is no repository at {store.location}; make one with `atoll repo init`, or make "
+        "its file system reachable."
+    )

@@ -1,0 +1,316 @@
+"""Objects as files of a directory, durable when `put` returns."""
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+from atoll.model.errors import (
+    RepositoryUnreachableError,
+    RunConflictError,
+    StorageConflictError,
+)
+from atoll.repository.store import Buffer, MissingObjectError, ObjectInfo
+
+_TEMPORARIES = "tmp"
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*(/[a-z0-9][a-z0-9.-]*)*")
+_PARTS_PER_WRITE = 512  # IOV_MAX is 1024 on Linux
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+class LocalLock:
+    """An flock(2), which the kernel drops when the process ends."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle: int | None = handle
+
+    def release(self) -> None:
+        """Let go."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)
+
+    def __del__(self) -> None:
+        self.release()
+
+
+class LocalStore:
+    """A directory, held by its descriptor.
+
+    Going through the descriptor means that when the file system is unmounted
+    under a running process, writes fail instead of landing on the empty mount
+    point, and listings fail instead of showing an empty repository.
+    """
+
+    def __init__(self, root: Path, handle: int) -> None:
+        self._root = root
+        self._handle: int | None = handle
+
+    @classmethod
+    def create(cls, root: Path) -> Self:
+        """Open a directory, made if it is absent (its parent must exist)."""
+        with _explained(f"make the repository directory {root}"):
+            root.mkdir(mode=0o700, exist_ok=True)
+            parent = os.open(root.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(parent)
+            finally:
+                os.close(parent)
+        return cls.open(root)
+
+    @classmethod
+    def open(cls, root: Path) -> Self:
+        """Open a directory that exists; RepositoryUnreachableError if it does not."""
+        with _explained(f"open the repository directory {root}"):
+            return cls(root, os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+    @property
+    def location(self) -> str:
+        """The directory's path."""
+        return str(self._root)
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> None:
+        """Temporary, fsync, link to its name, fsync of the directory."""
+        _check(name)
+        folder, _, file = name.rpartition("/")
+        with _explained(f"write {name} to {self._root}"):
+            scratch = self._folder(_TEMPORARIES, create=True)
+            try:
+                target = self._folder(folder, create=True)
+                try:
+                    _put_file(scratch, target, file, parts, f"{self._root}/{name}")
+                finally:
+                    os.close(target)
+            finally:
+                os.close(scratch)
+
+    def get(self, name: str) -> bytes:
+        """The whole file."""
+        handle = self._open(name)
+        try:
+            with _explained(f"read {name} of {self._root}"):
+                return _read(handle, 0, os.fstat(handle).st_size)
+        finally:
+            os.close(handle)
+
+    def get_range(self, name: str, offset: int, length: int) -> bytes:
+        """Part of the file."""
+        handle = self._open(name)
+        try:
+            with _explained(f"read {name} of {self._root}"):
+                return _read(handle, offset, length)
+        finally:
+            os.close(handle)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Walks the folder the prefix names."""
+        folder = prefix.rstrip("/")
+        _check(folder)
+        with _explained(f"list {prefix} of {self._root}"):
+            yield from self._walk(folder)
+
+    def delete(self, name: str) -> None:
+        """Unlink and fsync of the directory."""
+        _check(name)
+        folder, _, file = name.rpartition("/")
+        with _explained(f"delete {name} of {self._root}"):
+            try:
+                handle = self._folder(folder, create=False)
+            except FileNotFoundError:
+                return
+            try:
+                _unlink(handle, file)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+    def temporaries(self) -> Sequence[ObjectInfo]:
+        """Files of the scratch folder."""
+        with _explained(f"list the temporaries of {self._root}"):
+            return sorted(self._walk(_TEMPORARIES), key=lambda info: info.name)
+
+    def delete_temporary(self, name: str) -> None:
+        """Unlink one."""
+        self.delete(name)
+
+    def lock(self, *, exclusive: bool) -> LocalLock:
+        """flock(2) on the file `lock`; shared for writers, exclusive for who deletes."""
+        with _explained(f"lock {self._root}"):
+            handle = os.open(
+                "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self._descriptor
+            )
+            try:
+                fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(handle)
+                who = "a writer is" if exclusive else "a sweep is"
+                raise RunConflictError(
+                    f"The repository {self._root} is busy: {who} at work there; "
+                    "run again when it is done."
+                ) from None
+            except BaseException:
+                os.close(handle)
+                raise
+        return LocalLock(handle)
+
+    def close(self) -> None:
+        """Close the directory."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)
+
+    def __del__(self) -> None:
+        self.close()
+
+    @property
+    def _descriptor(self) -> int:
+        if self._handle is None:
+            raise RepositoryUnreachableError(
+                f"The repository {self._root} was closed; open it again."
+            )
+        return self._handle
+
+    def _open(self, name: str) -> int:
+        _check(name)
+        with _explained(f"open {name} of {self._root}"):
+            try:
+                return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._descriptor)
+            except FileNotFoundError:
+                raise MissingObjectError(
+                    f"{name} is missing from the repository {self._root}; "
+                    "verify it to learn what that touches."
+                ) from None
+
+    def _folder(self, folder: str, *, create: bool) -> int:
+        """A descriptor of a folder; each new level is durable before anything is put in it."""
+        handle = os.dup(self._descriptor)
+        try:
+            for part in folder.split("/") if folder else ():
+                try:
+                    below = os.open(part, os.O_RDONLY | os.O_DIRECTORY, dir_fd=handle)
+                except FileNotFoundError:
+                    if not create:
+                        raise
+                    with suppress(FileExistsError):  # another writer made it in between
+                        os.mkdir(part, 0o700, dir_fd=handle)
+                    os.fsync(handle)
+                    below = os.open(part, os.O_RDONLY | os.O_DIRECTORY, dir_fd=handle)
+                os.close(handle)
+                handle = below
+        except BaseException:
+            os.close(handle)
+            raise
+        return handle
+
+    def _walk(self, folder: str) -> Iterator[ObjectInfo]:
+        try:
+            handle = self._folder(folder, create=False)
+        except FileNotFoundError:
+            return
+        try:
+            for name in sorted(os.listdir(handle)):  # noqa: PTH208 - pathlib takes no descriptor
+                try:
+                    status = os.stat(name, dir_fd=handle, follow_symlinks=False)
+                except FileNotFoundError:
+                    continue  # deleted since it was listed
+                if stat.S_ISDIR(status.st_mode):
+                    yield from self._walk(f"{folder}/{name}")
+                else:
+                    yield ObjectInfo(f"{folder}/{name}", status.st_size)
+        finally:
+            os.close(handle)
+
+
+def _check(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no object name")
+
+
+@contextmanager
+def _explained(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        advice = "make it reachable and run again"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "free space there and run again"
+        raise RepositoryUnreachableError(
+            f"Could not {doing}: {error.strerror or error}; {advice}."
+        ) from error
+
+
+def _put_file(
+    scratch: int, target: int, file: str, parts: Sequence[Buffer], described: str
+) -> None:
+    temporary = secrets.token_hex(16)
+    handle = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=scratch
+    )
+    try:
+        try:
+            _write(handle, parts)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        _name(scratch, temporary, target, file, described)
+        os.fsync(target)
+    finally:
+        _unlink(scratch, temporary)
+
+
+def _name(scratch: int, temporary: str, target: int, file: str, described: str) -> None:
+    """A hard link never replaces what is there, which rename(2) would."""
+    taken = StorageConflictError(
+        f"{described} exists already and was left as it is; open it instead of making it anew."
+    )
+    try:
+        os.link(temporary, file, src_dir_fd=scratch, dst_dir_fd=target)
+    except FileExistsError:
+        raise taken from None
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        # Some network file systems have no hard links. All names but `config` are
+        # random, so only two `create` calls at the same instant could meet here.
+        try:
+            os.stat(file, dir_fd=target)
+        except FileNotFoundError:
+            os.rename(temporary, file, src_dir_fd=scratch, dst_dir_fd=target)
+        else:
+            raise taken from None
+
+
+def _write(handle: int, parts: Sequence[Buffer]) -> None:
+    for first in range(0, len(parts), _PARTS_PER_WRITE):
+        batch = parts[first : first + _PARTS_PER_WRITE]
+        written = os.writev(handle, batch)
+        if written < sum(len(part) for part in batch):
+            rest = memoryview(b"".join(batch))[written:]
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+
+
+def _read(handle: int, offset: int, length: int) -> bytes:
+    data = os.pread(handle, length, offset)
+    if len(data) == length:
+        return data
+    pieces = [data]
+    got = len(data)
+    while data and got < length:  # one pread gives at most 2 GiB, and fewer near the end
+        data = os.pread(handle, length - got, offset + got)
+        pieces.append(data)
+        got += len(data)
+    return b"".join(pieces)
+
+
+def _unlink(folder: int, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,182 @@
+"""Restore points in the store: one sealed object a commit, which is the only commit there is."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from atoll.model.errors import RepositoryDamagedError, UnknownPointError
+from atoll.model.points import Evidence, RestorePoint
+from atoll.repository.keys import MasterKey
+from atoll.repository.records import from_json, to_json
+from atoll.repository.sealing import halves, new_name, seal, twice, unseal
+from atoll.repository.store import MissingObjectError, ObjectStore
+
+POINTS, POINTS_KIND = "points/", "PTS"
+EVIDENCE, EVIDENCE_KIND = "evidence/", "EVD"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PointEvidence:
+    """Evidence and the id of the point it is for."""
+
+    point: str
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What an object says; `damaged_copies` counts the copies (of 2) that are not as written."""
+
+    object: str
+    points: tuple[RestorePoint, ...]
+    evidence: tuple[PointEvidence, ...]
+    damaged_copies: int
+
+
+class PointLog:
+    """Restore points and evidence. Objects never change, so each is read once."""
+
+    def __init__(self, store: ObjectStore, master: MasterKey) -> None:
+        self._store = store
+        self._master = master
+        self._read: dict[str, Reading] = {}
+
+    def append(self, points: Sequence[RestorePoint]) -> None:
+        """Make the points visible, all at once or none."""
+        name = new_name()
+        plain = json.dumps({"points": [to_json(point) for point in points]}).encode()
+        sealed = seal(self._master, POINTS_KIND, name, plain)
+        self._store.put(POINTS + name, [twice(sealed)])
+
+    def attach(self, point: str, evidence: Evidence) -> None:
+        """Add evidence for a point, in an object of its own."""
+        name = new_name()
+        plain = json.dumps(to_json(PointEvidence(point, evidence))).encode()
+        sealed = seal(self._master, EVIDENCE_KIND, name, plain)
+        self._store.put(f"{EVIDENCE}{self._folder(point)}/{name}", [twice(sealed)])
+
+    def points(self) -> list[RestorePoint]:
+        """All points, oldest first; RepositoryDamagedError if an object has no whole copy."""
+        found: dict[str, RestorePoint] = {}
+        for name in self._names(POINTS):
+            try:
+                reading = self.read(name)
+            except MissingObjectError:
+                continue  # deleted since it was listed
+            found.update((point.id, point) for point in reading.points)
+        return sorted(found.values(), key=lambda point: (point.created_at, point.id))
+
+    def evidence(self, point: str) -> list[Evidence]:
+        """A point's evidence, oldest first."""
+        found = []
+        for name in self._names(f"{EVIDENCE}{self._folder(point)}/"):
+            found += [item.evidence for item in self.read(name).evidence if item.point == point]
+        return sorted(found, key=lambda item: item.proven_at)
+
+    def read(self, name: str) -> Reading:
+        """One object of either kind; RepositoryDamagedError if neither copy is whole."""
+        if name not in self._read:
+            self._read[name] = self.read_again(name)
+        return self._read[name]
+
+    def read_again(self, name: str) -> Reading:
+        """The same, from the store even if it was read before."""
+        if name.startswith(POINTS):
+            return self._reading(name, POINTS_KIND, _decode_points)
+        return self._reading(name, EVIDENCE_KIND, _decode_evidence)
+
+    def names(self) -> Iterator[str]:
+        """Every object this log consists of."""
+        yield from self._names(POINTS)
+        yield from self._names(EVIDENCE)
+
+    def folder_of(self, point: str) -> str:
+        """Where a point's evidence lies."""
+        return f"{EVIDENCE}{self._folder(point)}/"
+
+    def _names(self, prefix: str) -> list[str]:
+        return sorted(info.name for info in self._store.list(prefix))
+
+    def _folder(self, point: str) -> str:
+        """A point's id tells the VM's name, so the folder is a keyed hash of it."""
+        return self._master.derive("evidence folder", point.encode())[:16].hex()
+
+    def _reading(
+        self,
+        name: str,
+        kind: str,
+        decode: Callable[[Any], tuple[tuple[RestorePoint, ...], tuple[PointEvidence, ...]]],
+    ) -> Reading:
+        damaged = 0
+        whole: bytes | None = None
+        for copy in halves(self._store.get(name)):
+            try:
+                whole = unseal(self._master, kind, name.rpartition("/")[2], copy)
+            except RepositoryDamagedError:
+                damaged += 1
+        if whole is None:
+            raise RepositoryDamagedError(
+                f"Both copies of {name} are damaged, and with them what it says of restore "
+                "points; restore that object from a copy of the repository."
+            )
+        try:
+            points, evidence = decode(json.loads(whole))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RepositoryDamagedError(
+                f"{name} is sealed rightly but says something else than expected ({error}); it "
+                "may be from a newer Atoll."
+            ) from error
+        return Reading(name, points, evidence, damaged)
+
+
+def find_point(points: Sequence[RestorePoint], reference: str) -> RestorePoint:
+    """`VM`, `VM@latest`, `VM@ID`, or an id or the beginning of one; UnknownPointError else."""
+    vm, at, which = reference.rpartition("@")
+    if not at or any(point.vm == reference for point in points):
+        vm, which = reference, "latest"
+    of_vm = [point for point in points if point.vm == vm]
+    if of_vm:
+        if which == "latest":
+            return of_vm[-1]
+        candidates = [point for point in of_vm if point.id.startswith(which)]
+    else:
+        candidates = [point for point in points if point.id.startswith(reference)]
+    exact = [point for point in candidates if point.id in (which, reference)]
+    if len(exact or candidates) == 1:
+        return (exact or candidates)[0]
+    raise UnknownPointError(_advice(points, of_vm, candidates, reference))
+
+
+def _advice(
+    points: Sequence[RestorePoint],
+    of_vm: Sequence[RestorePoint],
+    candidates: Sequence[RestorePoint],
+    reference: str,
+) -> str:
+    if candidates:
+        return f"{reference!r} could be any of {_some([p.id for p in candidates])}; write more."
+    if of_vm:
+        return f"{reference!r} names no restore point; that VM has {_some([p.id for p in of_vm])}."
+    if not points:
+        return f"{reference!r} names no restore point; the repository has none yet."
+    vms = sorted({point.vm for point in points})
+    return f"{reference!r} names no restore point; there are points of {_some(vms)}."
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[-8:])
+    return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} older"
+
+
+def _decode_points(
+    document: Any,
+) -> tuple[tuple[RestorePoint, ...], tuple[PointEvidence, ...]]:
+    return tuple(from_json(RestorePoint, item) for item in document["points"]), ()
+
+
+def _decode_evidence(
+    document: Any,
+) -> tuple[tuple[RestorePoint, ...], tuple[PointEvidence, ...]]:
+    return (), (from_json(PointEvidence, document),)

@@ -1,0 +1,131 @@
+"""A disk image of a restore point as a BlockReader."""
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from atoll.model.extents import Extent
+from atoll.repository.chunks import ZERO_NAME
+from atoll.repository.fetch import ChunkSource
+from atoll.repository.images import DiskRecord
+from atoll.repository.pages import ChunkTable
+
+_CACHED_BYTES = 16 << 20
+_BATCH_BYTES = 4 << 20
+_BATCHES_AHEAD = 2
+
+
+class ImageReader:
+    """Reads a disk image at random; every chunk is verified against its name.
+
+    Thread-safe. Small reads keep about 16 MiB of recent chunks; long ones go
+    through worker threads that read ahead, about 4 MiB each.
+    """
+
+    def __init__(self, source: ChunkSource, record: DiskRecord, threads: int = 2) -> None:
+        self._source = source
+        self._record = record
+        self._table = ChunkTable(record.top, record.chunks, source.get)
+        self._zeros = bytes(record.chunk_bytes)
+        self._recent: OrderedDict[bytes, bytes] = OrderedDict()
+        self._keep = max(4, _CACHED_BYTES // record.chunk_bytes)
+        self._lock = threading.Lock()
+        self._threads = threads
+        self._pool: ThreadPoolExecutor | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """The disk's size."""
+        return self._record.size_bytes
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes from `offset`, fewer only past the end; RepositoryDamagedError."""
+        length = max(0, min(length, self.size_bytes - offset))
+        if length > _BATCH_BYTES:
+            return b"".join(data for _, data in self.read_many([Extent(offset, length)]))
+        size = self._record.chunk_bytes
+        parts = []
+        end = offset + length
+        while offset < end:
+            number, inside = divmod(offset, size)
+            take = min(size - inside, end - offset)
+            parts.append(self._chunk(number)[inside : inside + take])
+            offset += take
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_many(self, extents: Iterable[Extent]) -> Iterator[tuple[int, bytes]]:
+        """(offset, bytes) in order, read ahead by worker threads."""
+        waiting: deque[tuple[int, Future[bytes]]] = deque()
+        pool = self._workers()
+        try:
+            for part in self._batches(extents):
+                waiting.append((part.offset, pool.submit(self._batch, part)))
+                if len(waiting) > self._threads * _BATCHES_AHEAD:
+                    offset, future = waiting.popleft()
+                    yield offset, future.result()
+            while waiting:
+                offset, future = waiting.popleft()
+                yield offset, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+    def holes(self) -> Iterator[Extent]:
+        """Where no chunk is stored, in order and joined."""
+        size = self._record.chunk_bytes
+        for first, count in self._table.zero_runs():
+            start = first * size
+            yield Extent(start, min(count * size, self.size_bytes - start))
+
+    def close(self) -> None:
+        """End the worker threads."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+            self._recent.clear()
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _workers(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="atoll-read")
+            return self._pool
+
+    def _batches(self, extents: Iterable[Extent]) -> Iterator[Extent]:
+        """The extents cut at multiples of the batch size and at the disk's end."""
+        batch = max(_BATCH_BYTES, self._record.chunk_bytes)
+        for extent in extents:
+            offset, end = extent.offset, min(extent.end, self.size_bytes)
+            while offset < end:
+                cut = min(end, (offset // batch + 1) * batch)
+                yield Extent(offset, cut - offset)
+                offset = cut
+
+    def _batch(self, part: Extent) -> bytes:
+        size = self._record.chunk_bytes
+        first, last = part.offset // size, (part.end - 1) // size
+        names = [self._table.name(number) for number in range(first, last + 1)]
+        stored = [name for name in names if name != ZERO_NAME]
+        contents = iter(self._source.get_many(stored))
+        data = b"".join(self._zeros if name == ZERO_NAME else next(contents) for name in names)
+        inside = part.offset - first * size
+        if inside == 0 and len(data) == part.length:
+            return data
+        return data[inside : inside + part.length]
+
+    def _chunk(self, number: int) -> bytes:
+        name = self._table.name(number)
+        if name == ZERO_NAME:
+            return self._zeros
+        with self._lock:
+            data = self._recent.get(name)
+            if data is not None:
+                self._recent.move_to_end(name)
+                return data
+        data = self._source.get(name)
+        with self._lock:
+            self._recent[name] = data
+            if len(self._recent) > self._keep:
+                self._recent.popitem(last=False)
+        return data

@@ -1,0 +1,363 @@
+"""The repository as the rest of Atoll sees it."""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from atoll.model.errors import (
+    ConfigurationError,
+    RepositoryDamagedError,
+    RunConflictError,
+    UnknownPointError,
+)
+from atoll.model.extents import Extent
+from atoll.model.points import DiskImage, Evidence, RestorePoint
+from atoll.model.readers import BlockReader
+from atoll.repository import copying
+from atoll.repository.chunks import ChunkCodec
+from atoll.repository.config import DEFAULT_CHUNK_BYTES, create_config, open_config
+from atoll.repository.copying import CopiedDisk, ParentImage
+from atoll.repository.fetch import ChunkSource
+from atoll.repository.images import BlobRecord, DiskRecord, name_of
+from atoll.repository.keys import KeySource, MasterKey
+from atoll.repository.local import LocalStore
+from atoll.repository.packs import PACK_BYTES, PACKS, PackKeys
+from atoll.repository.pages import ChunkTable
+from atoll.repository.points import PointLog, find_point
+from atoll.repository.reading import ImageReader
+from atoll.repository.session import Session
+from atoll.repository.store import ObjectStore
+from atoll.repository.sweep import Leftovers, find_leftovers, rebuild_index, sweep
+from atoll.repository.verify import Verifier, VerifyReport
+
+_Result = TypeVar("_Result")
+_FOLDERS = ("keys/", "packs/", "index/", "points/", "evidence/")
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryStats:
+    """`stored_bytes` is what all objects take; `logical_bytes` the sum of all points' disks."""
+
+    location: str
+    chunk_bytes: int
+    points: int
+    logical_bytes: int
+    chunks: int
+    packs: int
+    stored_bytes: int
+
+
+class Repository:
+    """A repository, open. Thread-safe; several processes may write at once.
+
+    The first `copy_disk` or `put_blob` begins a writing session, `commit` or
+    `close` ends it. What a session stored belongs to no restore point until it is
+    committed and is removed by a later `sweep` if it never is. Reading needs no
+    lock and no write access.
+    """
+
+    def __init__(
+        self, store: ObjectStore, source_of_key: KeySource, *, pack_bytes: int = PACK_BYTES
+    ) -> None:
+        """Open what is in `store`; see `open`."""
+        self._config, self._master = open_config(store, source_of_key)
+        self._store = store
+        self._pack_bytes = pack_bytes
+        self._codec = ChunkCodec(self._master)
+        self._keys = PackKeys(self._master)
+        self._source = ChunkSource(store, self._master, self._codec, self._keys)
+        self._log = PointLog(store, self._master)
+        self._session: Session | None = None
+        self._lock = threading.RLock()
+
+    @classmethod
+    def create(
+        cls, location: str | Path, key: KeySource, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES
+    ) -> Self:
+        """Make a repository and open it; StorageConflictError if there is one already.
+
+        A key file must exist (`keys.create_key_file` makes one). The chunk size,
+        a power of two, cannot be changed later.
+        """
+        store = LocalStore.create(_directory(location))
+        create_config(store, key, chunk_bytes)
+        return cls(store, key)
+
+    @classmethod
+    def open(cls, location: str | Path, key: KeySource) -> Self:
+        """Open a repository.
+
+        RepositoryUnreachableError if there is none, RepositoryKeyError if the key
+        is not its, RepositoryDamagedError if its settings or key slots are broken.
+        """
+        return cls(LocalStore.open(_directory(location)), key)
+
+    def close(self) -> None:
+        """End the writing session, if any, and let go of the store. Twice is harmless."""
+        with self._lock:
+            self._end_session()
+            self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def chunk_bytes(self) -> int:
+        """The chunk size."""
+        return self._config.chunk_bytes
+
+    @property
+    def key_id(self) -> str:
+        """Names the key this repository was made with."""
+        return self._config.key_id
+
+    def copy_disk(
+        self,
+        reader: BlockReader,
+        *,
+        extents: Iterable[Extent] | None = None,
+        parent: DiskImage | None = None,
+        progress: Callable[[int], None] | None = None,
+        threads: int | None = None,
+    ) -> CopiedDisk:
+        """Copy a disk; a restore point must name the `root` of the result for it to stay.
+
+        `extents` None reads everything but `reader.holes()`. Otherwise they are
+        widened to whole chunks and only those are read: the rest is the parent's,
+        or zeros where there is no parent or the disk is longer than it. `progress`
+        is told the bytes read since it was last called, from the calling thread.
+        On any error all that this session has stored is void.
+        """
+        session = self._begin()
+        image = None
+        if parent is not None and extents is not None:
+            image = self._parent(session, parent)
+        copied = copying.copy_disk(
+            session,
+            self._codec,
+            self._config.chunk_bytes,
+            reader,
+            extents,
+            image,
+            progress,
+            threads,
+        )
+        session.made.add(copied.root)
+        return copied
+
+    def put_blob(self, data: bytes) -> str:
+        """Store bytes of any size, in deduplicated pieces; returns their name (hex)."""
+        session = self._begin()
+        try:
+            pieces = [
+                session.put(data[at : at + self._config.chunk_bytes]).name
+                for at in range(0, len(data), self._config.chunk_bytes)
+            ]
+            record = BlobRecord(len(data), tuple(pieces))
+            name = session.put(record.to_bytes()).name.hex()
+        except BaseException as error:
+            session.fail(error)
+            raise
+        session.made.add(name)
+        return name
+
+    def get_blob(self, name: str) -> bytes:
+        """What `put_blob` was given; RepositoryDamagedError if it is not whole."""
+        self._settle(name)
+        record = BlobRecord.from_bytes(self._source.get(name_of(name)))
+        data = b"".join(self._source.get_many(record.pieces))
+        if len(data) != record.size_bytes:
+            raise RepositoryDamagedError(
+                f"Blob {name[:16]} has {len(data)} bytes and not {record.size_bytes}; verify the "
+                "repository."
+            )
+        return data
+
+    def commit(self, points: Sequence[RestorePoint]) -> None:
+        """Make restore points visible: all of them, or none if this raises or is killed.
+
+        Everything they name must have been stored since the last commit or belong
+        to a committed point, else RepositoryDamagedError. Ends the session.
+        """
+        with self._lock:
+            # Not `_begin` alone: a session that failed must say so here.
+            session = self._session or self._begin()
+            try:
+                session.flush()
+                self._check_named(session, points)
+                if points:
+                    self._log.append(points)
+            finally:
+                self._end_session()
+
+    def points(self) -> list[RestorePoint]:
+        """All restore points, oldest first."""
+        return self._log.points()
+
+    def find(self, reference: str) -> RestorePoint:
+        """The point named by `VM`, `VM@latest`, `VM@ID`, an id, or the beginning of one.
+
+        UnknownPointError, which names what there is, if none or several match.
+        """
+        return find_point(self.points(), reference)
+
+    def open_disk(self, image: DiskImage) -> BlockReader:
+        """Read a disk of a restore point at random.
+
+        Every chunk is verified; reading raises RepositoryDamagedError where bytes
+        are missing or not what was written.
+        """
+        self._settle(image.root)
+        return ImageReader(self._source, self._record(image))
+
+    def add_evidence(self, point_id: str, evidence: Evidence) -> None:
+        """Attach what a restore test saw; UnknownPointError if there is no such point."""
+        if all(point.id != point_id for point in self.points()):
+            raise UnknownPointError(
+                f"There is no restore point {point_id} to attach evidence to; list the points."
+            )
+        self._log.attach(point_id, evidence)
+
+    def evidence(self, point_id: str) -> list[Evidence]:
+        """What restore tests of a point saw, oldest first."""
+        return self._log.evidence(point_id)
+
+    def verify(self, progress: Callable[[int], None] | None = None) -> VerifyReport:
+        """Read and check every object; `progress` is told the bytes checked since its last call.
+
+        They add up to `stats().stored_bytes`. Holds off sweeps, not writers.
+        """
+        lock = self._store.lock(exclusive=False)
+        try:
+            verifier = Verifier(
+                self._store, self._config, self._master, self._codec, self._keys, progress
+            )
+            return verifier.run()
+        finally:
+            lock.release()
+
+    def stats(self) -> RepositoryStats:
+        """How much there is."""
+        points = self.points()
+        sizes = {
+            folder: [info.size_bytes for info in self._store.list(folder)] for folder in _FOLDERS
+        }
+        return RepositoryStats(
+            location=self._store.location,
+            chunk_bytes=self._config.chunk_bytes,
+            points=len(points),
+            logical_bytes=sum(disk.size_bytes for point in points for disk in point.disks),
+            chunks=len(self._source.refresh()),
+            packs=len(sizes[PACKS]),
+            stored_bytes=sum(map(sum, sizes.values())) + len(self._store.get("config")),
+        )
+
+    def leftovers(self) -> Leftovers:
+        """What no restore point needs; see `Leftovers` for what a writer at work adds to it."""
+        return find_leftovers(self._store, self._master, self._source, self._keys)
+
+    def sweep(self) -> Leftovers:
+        """Remove leftovers and return what they were; RunConflictError while anyone writes."""
+        return self._alone(sweep)
+
+    def rebuild_index(self) -> Sequence[str]:
+        """List packs again that lost their index segment; RunConflictError while anyone writes."""
+        return self._alone(rebuild_index)
+
+    def _alone(
+        self, work: Callable[[ObjectStore, MasterKey, ChunkSource, PackKeys], _Result]
+    ) -> _Result:
+        with self._lock:
+            if self._session is not None:
+                raise RunConflictError(
+                    "This process has copied disks it has not committed; commit or close first."
+                )
+            lock = self._store.lock(exclusive=True)
+            try:
+                return work(self._store, self._master, self._source, self._keys)
+            finally:
+                lock.release()
+
+    def _begin(self) -> Session:
+        with self._lock:
+            if self._session is not None and self._session.failed:
+                self._end_session()
+            if self._session is None:
+                self._session = Session(
+                    self._store,
+                    self._master,
+                    self._codec,
+                    self._keys,
+                    self._source,
+                    self._pack_bytes,
+                )
+            return self._session
+
+    def _end_session(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def _settle(self, name: str) -> None:
+        """Make readable what this process stored and has not committed yet."""
+        with self._lock:
+            if self._session is not None and name in self._session.made:
+                self._session.flush()
+
+    def _parent(self, session: Session, image: DiskImage) -> ParentImage:
+        """The parent's table, once it is certain that no sweep can take what it names."""
+        self._check_roots(session, [image.root])
+        self._settle(image.root)
+        record = self._record(image)
+        return ParentImage(
+            ChunkTable(record.top, record.chunks, self._source.get), record.size_bytes
+        )
+
+    def _record(self, image: DiskImage) -> DiskRecord:
+        record = DiskRecord.from_bytes(self._source.get(name_of(image.root)))
+        if record.chunk_bytes != self._config.chunk_bytes:
+            raise RepositoryDamagedError(
+                f"Disk image {image.root[:16]} has chunks of {record.chunk_bytes} bytes and the "
+                f"repository {self._config.chunk_bytes}; verify the repository."
+            )
+        return record
+
+    def _check_named(self, session: Session, points: Sequence[RestorePoint]) -> None:
+        disks = [disk for point in points for disk in point.disks]
+        names = [name for disk in disks for name in (disk.root, disk.extent_map) if name]
+        if any(not disk.root for disk in disks):
+            names.append("")
+        self._check_roots(session, names)
+
+    def _check_roots(self, session: Session, names: Sequence[str]) -> None:
+        unknown = set(names) - session.made
+        if not unknown:
+            return
+        for point in self.points():
+            for disk in point.disks:
+                unknown -= {disk.root, disk.extent_map} - {""}
+        if unknown:
+            raise RepositoryDamagedError(
+                f"Disk image or blob {min(unknown)[:16]!r} is neither of a committed restore point "
+                "nor stored since the last commit, so nothing was committed; copy it again."
+            )
+
+
+def _directory(location: str | Path) -> Path:
+    if isinstance(location, str) and "://" in location:
+        scheme, _, path = location.partition("://")
+        if scheme != "file":
+            raise ConfigurationError(f"{location} is no place for a repository; give a directory.")
+        return Path(path)
+    return Path(location)

@@ -1,0 +1,168 @@
+"""A writing session: chunks go into packs, packs into the index, and only then may points appear."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+from atoll.model.errors import AtollError
+from atoll.repository.chunks import ChunkCodec, PackedChunk
+from atoll.repository.fetch import ChunkSource
+from atoll.repository.index import write_segment
+from atoll.repository.keys import MasterKey
+from atoll.repository.packs import PACK_BYTES, OpenPack, PackKeys, PackListing, object_name
+from atoll.repository.store import Buffer, ObjectStore, StoreLock
+
+PACKS_PER_SEGMENT = 64
+_PACKS_IN_FLIGHT = 2
+
+
+class Stored(NamedTuple):
+    """A chunk's name and the bytes it added to the repository, 0 if it was there."""
+
+    name: bytes
+    added_bytes: int
+
+
+class Session:
+    """One writer at work. Thread-safe; several disks may be copied at once.
+
+    Holds the shared lock from start to end: what it found in the index stays
+    there. When anything fails the whole session is void and commits nothing,
+    because one copy may rely on a chunk that another had promised to store.
+    Memory: one pack being filled and two being written.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        master: MasterKey,
+        codec: ChunkCodec,
+        keys: PackKeys,
+        source: ChunkSource,
+        pack_bytes: int = PACK_BYTES,
+    ) -> None:
+        self._store = store
+        self._master = master
+        self._codec = codec
+        self._keys = keys
+        self._source = source
+        self._pack_bytes = pack_bytes
+        self._lock = threading.Lock()
+        self._promised: dict[bytes, object] = {}
+        self._open: OpenPack | None = None
+        self._finished: list[PackListing] = []
+        self._writing: deque[Future[None]] = deque()
+        self._failure: BaseException | None = None
+        self.made: set[str] = set()
+        """Roots of disks and blobs (hex) that this session stored or found stored."""
+        self._store_lock: StoreLock = store.lock(exclusive=False)
+        try:
+            source.refresh()  # under the lock: nothing found from here on will be swept
+        except BaseException:
+            self._store_lock.release()
+            raise
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="atoll-pack")
+
+    def promise(self, name: bytes) -> bool:
+        """Whether the caller must `store` this chunk, being the first to meet it."""
+        mine = object()
+        if self._promised.setdefault(name, mine) is not mine:
+            return False
+        if name in self._source.index:
+            # Left in the dictionary it would answer faster and cost memory without bound.
+            self._promised.pop(name, None)
+            return False
+        return True
+
+    def store(self, name: bytes, chunk: PackedChunk) -> int:
+        """Seal a promised chunk into the open pack; returns the bytes added."""
+        with self._lock:
+            self._check()
+            if self._open is None:
+                self._open = OpenPack(self._keys)
+            entry = self._open.add(name, chunk)
+            if self._open.size_bytes >= self._pack_bytes:
+                self._dispatch()
+        return entry.sealed_bytes
+
+    def put(self, data: Buffer) -> Stored:
+        """Store a chunk unless it is there."""
+        name = self._codec.name(data)
+        if not self.promise(name):
+            return Stored(name, 0)
+        return Stored(name, self.store(name, self._codec.pack(data)))
+
+    def flush(self) -> None:
+        """Make everything stored so far durable and indexed."""
+        with self._lock:
+            self._check()
+            if self._open is not None and not self._open.empty:
+                self._dispatch()
+            self._writing.append(self._writer.submit(self._guarded, self._write_segment))
+            while self._writing:
+                self._writing.popleft().result()
+            self._check()
+
+    def fail(self, reason: BaseException) -> None:
+        """Void the session."""
+        if self._failure is None:
+            self._failure = reason
+
+    @property
+    def failed(self) -> bool:
+        """Whether the session is void."""
+        return self._failure is not None
+
+    def close(self) -> None:
+        """End the session; what is not committed becomes a leftover."""
+        self.fail(AtollError("it has ended"))
+        self._writer.shutdown(wait=True, cancel_futures=True)
+        self._store_lock.release()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            # The same class, so that the exit status tells the cause; a new object, because
+            # several threads may come by here.
+            kind = type(self._failure) if isinstance(self._failure, AtollError) else AtollError
+            raise kind(
+                f"This backup's writing failed before ({self._failure}), so nothing of it is "
+                "committed; run it again."
+            ) from self._failure
+
+    def _dispatch(self) -> None:
+        """Hand the open pack to the writing thread; waits while two are under way."""
+        assert self._open is not None
+        listing, parts = self._open.finish()
+        self._open = None
+        while len(self._writing) >= _PACKS_IN_FLIGHT:
+            self._writing.popleft().result()
+
+        def write() -> None:
+            self._store.put(object_name(listing.name), parts)
+            self._finished.append(listing)
+            if len(self._finished) >= PACKS_PER_SEGMENT:
+                self._write_segment()
+
+        self._writing.append(self._writer.submit(self._guarded, write))
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        if self._failure is not None:
+            return
+        try:
+            work()
+        except BaseException as error:
+            self.fail(error)
+            raise
+
+    def _write_segment(self) -> None:
+        """Runs in the writing thread only, after the puts of the packs it lists."""
+        packs, self._finished = self._finished, []
+        if not packs:
+            return
+        segment = write_segment(self._store, self._master, packs)
+        self._source.add(segment, packs)
+        for pack in packs:
+            for entry in pack.entries:
+                self._promised.pop(entry.name, None)

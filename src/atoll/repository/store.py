@@ -1,0 +1,84 @@
+"""What the repository asks of the place that keeps its objects."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from atoll.model.errors import RepositoryDamagedError
+
+Buffer = bytes | bytearray | memoryview
+
+
+class MissingObjectError(RepositoryDamagedError):
+    """An object that was listed or referred to is not in the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """An object of the store and its size."""
+
+    name: str
+    size_bytes: int
+
+
+class StoreLock(Protocol):
+    """A lock that is held until it is released or its process ends, however it ends."""
+
+    def release(self) -> None:
+        """Let go. Releasing twice is harmless."""
+        ...
+
+
+class ObjectStore(Protocol):
+    """Objects by name, written once and never changed.
+
+    Names are `/`-separated and made of `a-z`, `0-9`, `.` and `-`. Thread-safe.
+    After `put` or `delete` returns, a crash or power cut does not undo it; a
+    writer that is killed inside `put` leaves the whole object or none, and
+    perhaps a temporary. Raises RepositoryUnreachableError when the store does
+    not answer, is full or refuses.
+    """
+
+    @property
+    def location(self) -> str:
+        """Where the store is, for messages."""
+        ...
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> None:
+        """Write the parts, one after the other, as a new object.
+
+        StorageConflictError if the name is taken; nothing is overwritten.
+        """
+        ...
+
+    def get(self, name: str) -> bytes:
+        """The whole object; MissingObjectError if there is none."""
+        ...
+
+    def get_range(self, name: str, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`, fewer only past the end; MissingObjectError if absent."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Objects whose name starts with `prefix`, a folder ending in `/`, in no order."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove an object; what is absent is removed already."""
+        ...
+
+    def temporaries(self) -> Sequence[ObjectInfo]:
+        """What unfinished `put` calls hold or left; only under an exclusive lock is all of it stale."""
+        ...
+
+    def delete_temporary(self, name: str) -> None:
+        """Remove one of the temporaries; what is absent is removed already."""
+        ...
+
+    def lock(self, *, exclusive: bool) -> StoreLock:
+        """Join the writers, or (exclusive) be the only one. RunConflictError at once if taken."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is held. Closing twice is harmless."""
+        ...
