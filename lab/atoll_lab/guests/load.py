@@ -56,8 +56,8 @@ class DatabaseLoad:
         run = f"{RUN}/{self._name}"
         # setsid made it leader of a group of its own, so its children go with it.
         self._shell.check(
-            f"[ -e {run}.pid ] || exit 0; pid=$(cat {run}.pid); kill -TERM -- -$pid 2>/dev/null; "
-            f"while kill -0 -- -$pid 2>/dev/null; do sleep 0.1; done; rm {run}.pid"
+            f"[ -e {run}.pid ] || exit 0; pid=$(cat {run}.pid); kill -TERM -$pid 2>/dev/null; "
+            f"while kill -0 -$pid 2>/dev/null; do sleep 0.1; done; rm {run}.pid"
         )
 
     def rates(self) -> list[Rate]:

@@ -144,11 +144,12 @@ class _Trial:
         replayed = [one.wal_replayed_bytes for one in applications]
         known = [count for count in replayed if count is not None]
         recovered = [one.mount for one in testimony.filesystems if one.recovered]
+        told = [one for one in testimony.filesystems if one.recovered is not None]
         facts: dict[str, Fact] = {
             "guest_time": testimony.guest_time,
             "guest_uptime_seconds": testimony.uptime_seconds,
             "filesystems": ", ".join(one.mount for one in testimony.filesystems),
-            "filesystems_recovered": ", ".join(recovered),
+            "filesystems_recovered": ", ".join(recovered) if told else None,
             "wal_replayed_bytes": sum(known) if known else None,
             "repair_ran": any(one.repair_ran for one in applications),
         }

@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import pwd
-import resource
 import select
 import shutil
 import signal
@@ -128,7 +127,7 @@ def open_sandbox(
         raise SandboxError("The restore point has no disk to boot; choose another point.")
     with ExitStack() as stack:
         place = stack.enter_context(_workplace(workdir))
-        accelerator = choose_accelerator(limits.accelerator, [*_cage(), QEMU])
+        accelerator = choose_accelerator(limits.accelerator, [*_cage(limits), QEMU])
         overlays, bases = [], []
         for number, disk in enumerate(disks):
             overlays.append(_overlay(stack, place / f"disk{number}.qcow2", _size(disk)))
@@ -146,7 +145,7 @@ def open_sandbox(
         )
         try:
             process = subprocess.Popen(
-                [*_cage(), *command_line(handles, limits, accelerator)],
+                [*_cage(limits), *command_line(_guest_name(place), handles, limits, accelerator)],
                 stdin=subprocess.DEVNULL,
                 stdout=serial,
                 stderr=complaints,
@@ -157,18 +156,18 @@ def open_sandbox(
         except OSError as error:
             raise SandboxError(f"Cannot start QEMU for a restore test: {error}.") from error
         stack.callback(_end, process)
-        _record(place, process.pid)
-        _limit(process.pid, limits)
         theirs.close()
         yield Sandbox(process, ours, serial, complaints, accelerator)
 
 
-def command_line(handles: Handles, limits: SandboxLimits, accelerator: Accelerator) -> list[str]:
+def command_line(
+    name: str, handles: Handles, limits: SandboxLimits, accelerator: Accelerator
+) -> list[str]:
     """QEMU's arguments; every resource is a descriptor of `handles`."""
     emulation = f"tcg,thread=multi,tb-size={TRANSLATION_BYTES >> 20}"
     command = [
         QEMU,
-        *("-name", "atoll-restore-test", "-machine", "pc,usb=off,hpet=off"),
+        *("-name", name, "-machine", "pc,usb=off,hpet=off"),
         *("-accel", emulation if accelerator is Accelerator.TCG else "kvm"),
         *("-cpu", "max", "-smp", str(limits.cpus), "-m", f"{limits.memory_bytes >> 20}M"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"),
@@ -209,21 +208,19 @@ def clear_stale(workdir: Path) -> list[int]:
     Returns the process numbers that had to be ended. A sandbox in use is not
     touched: its owner holds a lock.
     """
-    ended = []
+    ended: list[int] = []
     for place in workdir.glob("sandbox-*"):
         try:
             lock = (place / "owner").open("w")
         except FileNotFoundError:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)  # its owner was killed before it began
             continue
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            pid = _kill_recorded(place)
-            if pid is not None:
-                ended.append(pid)
+            ended += _kill_all_of(place)
             shutil.rmtree(place)
     return ended
 
@@ -246,24 +243,16 @@ def _workplace(workdir: Path) -> Iterator[Path]:
         owner.close()
 
 
-def _cage() -> list[str]:
-    """What starts QEMU: it dies with its parent and gains nothing; root gives itself up as well."""
-    cage = ["setpriv", "--pdeathsig", "KILL", "--no-new-privs"]
+def _cage(limits: SandboxLimits) -> list[str]:
+    """What starts QEMU: bounded, dies with its parent, gains nothing; root gives itself up as well."""
+    memory = limits.memory_bytes + TRANSLATION_BYTES + OVERHEAD_BYTES
+    cage = ["prlimit", f"--as={memory}", f"--fsize={limits.written_bytes}", "--core=0", "--"]
+    cage += ["setpriv", "--pdeathsig", "KILL", "--no-new-privs"]
     if os.geteuid() == 0:
         user = pwd.getpwnam(UNPRIVILEGED_USER)
         cage += [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
         cage += ["--inh-caps=-all", "--bounding-set=-all"]
     return [*cage, "--"]
-
-
-def _limit(pid: int, limits: SandboxLimits) -> None:
-    memory = limits.memory_bytes + TRANSLATION_BYTES + OVERHEAD_BYTES
-    try:
-        resource.prlimit(pid, resource.RLIMIT_AS, (memory, memory))
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (limits.written_bytes, limits.written_bytes))
-        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
-    except ProcessLookupError:
-        return  # it refused to start, which the caller sees soon enough
 
 
 def _overlay(stack: ExitStack, path: Path, size_bytes: int) -> int:
@@ -310,35 +299,34 @@ def _qemu_img(*arguments: str) -> str:
     return done.stdout
 
 
-def _record(place: Path, pid: int) -> None:
-    (place / "qemu.pid").write_text(f"{pid} {_started(pid)}\n")
+def _kill_all_of(place: Path) -> list[int]:
+    """Kill what runs under the sandbox's name: QEMU, or the cage that was about to become it.
+
+    Looked for by its command line, which is there from its first instant; a
+    file with its number could not be.
+    """
+    ended = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        pid = int(entry.parent.name)
+        try:
+            descriptor = os.pidfd_open(pid)
+        except OSError:
+            continue
+        try:
+            # Read after the process was pinned, so the number cannot change hands in between.
+            if os.fsencode(_guest_name(place)) in entry.read_bytes().split(b"\0"):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                select.select([descriptor], [], [], 10)
+                ended.append(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        finally:
+            os.close(descriptor)
+    return ended
 
 
-def _kill_recorded(place: Path) -> int | None:
-    """Kill the QEMU an owner recorded; None when it is gone or the number is somebody else's now."""
-    try:
-        pid, started = (int(word) for word in (place / "qemu.pid").read_text().split())
-        descriptor = os.pidfd_open(pid)
-    except (OSError, ValueError):
-        return None
-    try:
-        if _started(pid) != started:
-            return None
-        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        select.select([descriptor], [], [], 10)
-    except ProcessLookupError:
-        return None
-    finally:
-        os.close(descriptor)
-    return pid
-
-
-def _started(pid: int) -> int:
-    """When a process began, in clock ticks since boot; 0 when there is none. proc(5), field 22."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except OSError:
-        return 0
+def _guest_name(place: Path) -> str:
+    return f"atoll-{place.name}"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -17,12 +17,15 @@ MAX_REPLY_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class RestoredFilesystem:
-    """A mounted file system; `recovered` when its journal was replayed at this boot."""
+    """A mounted file system; `recovered` when its journal was replayed at this boot.
+
+    None when the guest cannot tell.
+    """
 
     mount: str
     source: str
     fstype: str
-    recovered: bool
+    recovered: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +124,12 @@ def parse(line: bytes) -> Testimony | None:
 
 
 def _filesystem(item: Mapping[str, object]) -> RestoredFilesystem:
+    recovered = item["recovered"]
     return RestoredFilesystem(
-        str(item["mount"]), str(item["source"]), str(item["fstype"]), item["recovered"] is True
+        str(item["mount"]),
+        str(item["source"]),
+        str(item["fstype"]),
+        recovered if isinstance(recovered, bool) else None,
     )
 
 
