@@ -53,6 +53,7 @@ class GroupDaemon:
         self._durability = durability
         self._base = run / f"{group}.tgt"
         self._socket = TgtSocket(run / f"{group}.tgt.0")
+        self._child: subprocess.Popen[bytes] | None = None
 
     def process(self) -> TargetProcess | None:
         """The process, or None when it does not run. The caller closes it."""
@@ -107,6 +108,7 @@ class GroupDaemon:
                     f"{_PATIENCE_SECONDS:g} s; see {log}."
                 )
             time.sleep(_POLL_SECONDS)
+        self._child = child  # kept to be waited for: it may end long after this call
         return True
 
     def apply(self, exports: Iterable[Export]) -> list[str]:
@@ -145,6 +147,9 @@ class GroupDaemon:
                         f"The iSCSI daemon of LUN group {self._group} (process {process.pid}) "
                         "cannot be ended; it waits for the pool's disk, see to that first."
                     )
+        if self._child is not None:
+            self._child.wait()
+            self._child = None
         self._socket.path.unlink(missing_ok=True)
         return True
 

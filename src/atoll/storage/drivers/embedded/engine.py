@@ -63,6 +63,11 @@ class EmbeddedEngine:
         """The storage system's name in the settings."""
         return self._name
 
+    @property
+    def runtime_directory(self) -> Path:
+        """Sockets, locks and the daemons' logs."""
+        return self._pool.run
+
     def capacity(self) -> PoolCapacity:
         """How full the pool is."""
         with pool_errors(f"measure the pool at {self._pool.root}"):

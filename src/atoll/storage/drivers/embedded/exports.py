@@ -23,6 +23,7 @@ class Exports:
         self._address = address
         self._ports = ports
         self._durability = durability
+        self._daemons: dict[str, GroupDaemon] = {}
 
     def process(self, group: str) -> TargetProcess | None:
         """The group's daemon, or None; the caller closes it."""
@@ -61,7 +62,11 @@ class Exports:
         return sorted(path.name.removesuffix(".tgt.0") for path in self._pool.run.glob("*.tgt.0"))
 
     def _daemon(self, group: str) -> GroupDaemon:
-        return GroupDaemon(self._pool.run, group, self._address, self._durability)
+        if group not in self._daemons:
+            self._daemons[group] = GroupDaemon(
+                self._pool.run, group, self._address, self._durability
+            )
+        return self._daemons[group]
 
     def _wanted(self, group: str) -> list[Export]:
         records = self._pool.records

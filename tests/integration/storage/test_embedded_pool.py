@@ -1,0 +1,225 @@
+"""Pools that are missing, unmounted, full, side by side, or lost their daemons."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from atoll.model.errors import PoolFullError, StorageConflictError, StorageUnreachableError
+from atoll.model.storage import Portal
+from atoll.storage.drivers.embedded import EmbeddedEngine, create_pool
+from atoll.storage.drivers.embedded.process import find_process
+from atoll.storage.drivers.embedded.tgt_socket import TgtSocket
+from atoll_lab import pool as loop_pool
+from atoll_lab.iscsi import IscsiLun
+
+pytestmark = pytest.mark.needs_root
+
+HOST = "iqn.1998-01.com.vmware:esx1"
+MIB = 1 << 20
+
+
+def connect(portal: Portal) -> IscsiLun:
+    return IscsiLun(f"{portal.address}:{portal.port}", portal.target, 1, HOST)
+
+
+def test_what_is_no_pool_is_not_taken_for_one(tmp_path: Path, btrfs_mount: Path) -> None:
+    with pytest.raises(StorageUnreachableError, match="cannot be opened"):
+        EmbeddedEngine("p", tmp_path / "missing")
+    with pytest.raises(StorageUnreachableError, match="not on btrfs"):
+        EmbeddedEngine("p", tmp_path)
+    with pytest.raises(StorageUnreachableError, match="not on btrfs"):
+        create_pool(tmp_path, "p")
+    empty = btrfs_mount / "empty"
+    empty.mkdir()
+    with pytest.raises(StorageUnreachableError, match="atoll-pool"):
+        EmbeddedEngine("p", empty)
+
+
+def test_creating_a_pool_again_keeps_it(pool: Path, engine: EmbeddedEngine) -> None:
+    engine.create_group("g")
+    create_pool(pool, pool.name)
+    assert [group.name for group in engine.groups()] == ["g"]
+    with pytest.raises(StorageConflictError):
+        create_pool(pool, "another")
+
+
+def test_unmounting_mounting_and_destroying(tmp_path: Path) -> None:
+    root = loop_pool.create_loop_pool(tmp_path / "lab", 512 * MIB)
+    try:
+        create_pool(root, "lab")
+        engine = EmbeddedEngine("lab", root, reserve_bytes=MIB)
+        engine.create_group("g")
+        lun = engine.create_lun("g", "a", 16 * MIB)
+        shown = engine.present("g", "a", [HOST])
+        with connect(shown.portals[0]) as session:
+            session.write(0, b"kept" * 128)
+        engine.stop()
+        engine.stop()
+        loop_pool.unmount(tmp_path / "lab")
+        with pytest.raises(StorageUnreachableError):
+            EmbeddedEngine("lab", root)
+        assert loop_pool.create_loop_pool(tmp_path / "lab", 512 * MIB) == root
+        again = EmbeddedEngine("lab", root, reserve_bytes=MIB)
+        assert again.groups()[0].luns == (lun,)
+        assert again.presentations() == [shown]
+        assert again.reconcile() != []
+        with connect(shown.portals[0]) as session:
+            assert session.read(0, 512) == b"kept" * 128
+        again.stop()
+    finally:
+        loop_pool.destroy(tmp_path / "lab")
+        loop_pool.destroy(tmp_path / "lab")
+    assert list((tmp_path / "lab").iterdir()) == []
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()
+
+
+def test_a_pool_that_fills_up_says_so(tmp_path: Path) -> None:
+    root = loop_pool.create_loop_pool(tmp_path, 256 * MIB)
+    try:
+        create_pool(root, "small")
+        engine = EmbeddedEngine("small", root, reserve_bytes=64 * MIB)
+        engine.create_group("g")
+        engine.create_lun("g", "a", 1024 * MIB)
+        with (root / "groups" / "g" / "a.img").open("r+b") as image:
+            for offset in range(0, 512 * MIB, MIB):
+                if engine.capacity().free_bytes < 64 * MIB:
+                    break
+                os.pwrite(image.fileno(), os.urandom(MIB), offset)
+                os.fdatasync(image.fileno())
+        with pytest.raises(PoolFullError):
+            engine.snapshot_group("g", "s")
+        assert engine.snapshots("g") == []
+    finally:
+        loop_pool.destroy(tmp_path)
+
+
+def test_a_killed_daemon_comes_back_the_same(engine: EmbeddedEngine) -> None:
+    engine.create_group("g")
+    lun = engine.create_lun("g", "a", 16 * MIB)
+    engine.create_lun("g", "b", 16 * MIB)
+    shown = [engine.present("g", name, [HOST]) for name in ("a", "b")]
+    process = find_process(TgtSocket(engine.runtime_directory / "g.tgt.0"))
+    assert process is not None
+    with process:
+        process.signal(signal.SIGKILL)
+        assert process.ended(60)
+    assert engine.snapshot_group("g", "s").pause_seconds == 0  # nobody to hold still
+    assert len(engine.reconcile()) == 3
+    assert engine.presentations() == shown
+    with connect(shown[0].portals[0]) as session:
+        assert session.inquiry().naa == lun.naa
+    assert engine.reconcile() == []
+
+
+def test_two_pools_serve_side_by_side(btrfs_mount: Path, engine: EmbeddedEngine) -> None:
+    root = btrfs_mount / "beside"
+    root.mkdir()
+    create_pool(root, "beside")
+    other = EmbeddedEngine("beside", root, reserve_bytes=MIB)
+    try:
+        portals = []
+        for one in (engine, other):
+            one.create_group("g")
+            one.create_lun("g", "a", 16 * MIB)
+            portals.append(one.present("g", "a", [HOST]).portals[0])
+        assert portals[0].port != portals[1].port
+        first, second = (connect(portal) for portal in portals)
+        first.write(0, b"1" * 512)
+        second.write(0, b"2" * 512)
+        assert (first.read(0, 1024)[0], second.read(0, 1024)[0]) == (ord("1"), ord("2"))
+        first.close()
+        other.stop()
+        assert connect(portals[0]).read(0, 512) == b"1" * 512
+        second.close()
+    finally:
+        other.stop()
+
+
+def test_a_taken_port_is_told(btrfs_mount: Path) -> None:
+    import socket
+
+    root = btrfs_mount / "ported"
+    root.mkdir()
+    create_pool(root, "ported")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        engine = EmbeddedEngine("ported", root, portal_ports=[port], reserve_bytes=MIB)
+        engine.create_group("g")
+        engine.create_lun("g", "a", 16 * MIB)
+        with pytest.raises(StorageUnreachableError, match="No port"):
+            engine.present("g", "a", [HOST])
+    engine.present("g", "a", [HOST])
+    engine.stop()
+    with socket.create_server(("127.0.0.1", port)):
+        with pytest.raises(StorageUnreachableError, match=str(port)):
+            engine.reconcile()
+    engine.reconcile()
+    engine.stop()
+
+
+def test_strangers_in_the_pool_are_told_and_left(pool: Path, engine: EmbeddedEngine) -> None:
+    engine.create_group("g")
+    stranger = pool / "groups" / "g" / "mine.img"
+    stranger.write_bytes(b"precious")
+    said = engine.reconcile()
+    assert len(said) == 1
+    assert "groups/g/mine.img" in said[0]
+    assert stranger.read_bytes() == b"precious"
+
+
+def test_a_lost_image_is_told(pool: Path, engine: EmbeddedEngine) -> None:
+    engine.create_group("g")
+    engine.create_lun("g", "a", 16 * MIB)
+    (pool / "groups" / "g" / "a.img").unlink()
+    assert "groups/g/a.img" in engine.reconcile()[0]
+    with pytest.raises(StorageUnreachableError, match="a.img"):
+        engine.grow_lun("g", "a", 32 * MIB)
+    engine.delete_lun("g", "a")
+    assert engine.reconcile() == []
+
+
+def test_growing_under_writes_loses_none(engine: EmbeddedEngine) -> None:
+    engine.create_group("g")
+    engine.create_lun("g", "a", 16 * MIB)
+    session = connect(engine.present("g", "a", [HOST]).portals[0])
+    ending = threading.Event()
+    failures: list[Exception] = []
+    written: dict[int, int] = {}
+
+    def write() -> None:
+        number = 0
+        try:
+            while not ending.is_set():
+                number += 1
+                session.write(number % 256 * 4096, number.to_bytes(8, "little") * 512)
+                written[number % 256] = number
+        except Exception as error:  # noqa: BLE001 - the test fails on it
+            failures.append(error)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    for mebibytes in range(17, 27):
+        reached = len(written), max(written.values(), default=0)
+        engine.grow_lun("g", "a", mebibytes * MIB)
+        while not failures and max(written.values(), default=0) < reached[1] + 20:
+            writer.join(timeout=0.01)
+    ending.set()
+    writer.join()
+    assert failures == []
+    assert session.read_capacity() == 26 * MIB
+    for slot, number in written.items():
+        assert session.read(slot * 4096, 4096) == number.to_bytes(8, "little") * 512
+    session.close()
+
+
+def test_discards_are_answered_and_read_as_zeros(engine: EmbeddedEngine) -> None:
+    engine.create_group("g")
+    engine.create_lun("g", "a", 16 * MIB)
+    with connect(engine.present("g", "a", [HOST]).portals[0]) as session:
+        for number in range(200):
+            session.write(number * 4096, b"x" * 4096)
+            session.unmap(number * 4096, 4096)
+            assert session.read(number * 4096, 4096) == bytes(4096)
