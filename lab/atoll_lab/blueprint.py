@@ -40,14 +40,14 @@ class DiskPlan:
 
 @dataclass(frozen=True, slots=True)
 class VmPlan:
-    """A VM and the question whose answer during a hold must be its answer after a restore."""
+    """A VM. `application` adds to its agent's settings the witness: a question whose answer during a
+    hold must be its answer after a restore."""
 
     name: str
     host: str
     memory_mib: int
     disks: tuple[DiskPlan, ...]
-    application: str
-    witness: str
+    application: dict[str, object]
 
 
 HOSTS = (
@@ -75,15 +75,23 @@ VMS = (
             DiskPlan("data", "vmfs1", 2001, "Hard disk 2"),
             DiskPlan("wal", "vmfs2", 2002, "Hard disk 3"),
         ),
-        application="postgresql",
-        witness=WITNESS,
+        application={
+            "kind": "postgresql",
+            "name": "15-main",
+            "database": "bench",
+            "witness": WITNESS,
+        },
     ),
     VmPlan(
         name="app1",
         host="esx2.lab",
         memory_mib=1024,
         disks=(DiskPlan("system", "vmfs2", 2000, "Hard disk 1"),),
-        application="mariadb",
-        witness=WITNESS,
+        application={
+            "kind": "mariadb",
+            "name": "mariadb",
+            "database": "shop",
+            "witness": WITNESS,
+        },
     ),
 )

@@ -1,1 +1,90 @@
-"""Settings and the only place that picks drivers."""
+"""Settings to a working site: the only place that picks drivers."""
+
+from collections.abc import Mapping
+from functools import cache, partial
+from pathlib import Path
+
+from atoll.director.capture import HoldPolicy
+from atoll.guests.authority import Authority
+from atoll.guests.channel import open_channels
+from atoll.guests.interface import GuestAgent
+from atoll.guests.registry import AgentRegistry
+from atoll.model.errors import ConfigurationError
+from atoll.repository.keys import KeyFile
+from atoll.repository.repository import Repository
+from atoll.service.journal import Journal
+from atoll.service.site import Site
+from atoll.settings import Settings, load_settings, read_secret
+from atoll.storage.drivers.embedded import EmbeddedEngine
+from atoll.storage.interface import StorageEngine
+from atoll.vsphere.client import VCenter
+from atoll.vsphere.settings import VCenterSettings
+
+
+def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
+    """The site of a settings file; each part is opened when it is first used, and then kept."""
+    settings = load_settings(config)
+    return Site(
+        vcenter=cache(partial(open_vcenter, settings)),
+        engine=cache(partial(open_engine, settings)),
+        repository=cache(partial(open_repository, settings)),
+        agents=cache(partial(open_agents, settings)),
+        authority=cache(partial(Authority.open, settings.agents.directory)),
+        journal=cache(partial(Journal, settings.director.state_directory)),
+        hold=HoldPolicy(
+            lease_seconds=settings.director.lease_seconds,
+            budget_seconds=settings.director.budget_seconds,
+            accept_less=accept_less,
+        ),
+        work_directory=settings.director.state_directory / "work",
+    )
+
+
+def open_engine(settings: Settings) -> StorageEngine:
+    """The site's storage system."""
+    if len(settings.storage) != 1:
+        raise ConfigurationError(
+            f"{len(settings.storage)} storage systems are configured; this version works with one."
+        )
+    system = settings.storage[0]
+    return EmbeddedEngine(
+        system.name,
+        system.root,
+        reserve_bytes=system.reserve_bytes,
+        durability=system.durability,
+    )
+
+
+def open_vcenter(settings: Settings) -> VCenter:
+    """A session with vCenter."""
+    vcenter = settings.vcenter
+    return VCenter.connect(
+        VCenterSettings(
+            host=vcenter.host,
+            port=vcenter.port,
+            user=vcenter.user,
+            password=read_secret(vcenter.password_file),
+            ca_file=vcenter.ca_file,
+        )
+    )
+
+
+def open_repository(settings: Settings) -> Repository:
+    """The repository, which must exist (`atoll repo init`)."""
+    return Repository.open(settings.repository.location, KeyFile(settings.repository.key_file))
+
+
+def create_repository(config: Path | None) -> Repository:
+    """A new repository where the settings say, with a new key file unless there is one."""
+    settings = load_settings(config)
+    key = settings.repository.key_file
+    source = KeyFile(key) if key.exists() else KeyFile.create(key)
+    return Repository.create(settings.repository.location, source)
+
+
+def open_agents(settings: Settings) -> Mapping[str, GuestAgent]:
+    """A channel to each enrolled agent by instance UUID; nothing is connected yet."""
+    agents = AgentRegistry(settings.agents.directory).agents()
+    if not agents:
+        return {}
+    return open_channels(agents, Authority.open(settings.agents.directory).credentials)

@@ -13,6 +13,11 @@ def choose(config: Path | None) -> None:
     _chosen[0] = config
 
 
+def chosen() -> Path | None:
+    """The settings file of this command, None for the usual places."""
+    return _chosen[0]
+
+
 def site(*, accept_less: bool = False) -> Site:
     """The site of the chosen settings."""
     return open_site(_chosen[0], accept_less=accept_less)

@@ -5,6 +5,48 @@ from typing import Annotated
 import typer
 
 from atoll.cli import context
-from atoll.cli.output import as_json, size, table
+from atoll.cli.output import as_json, out, size, table
+from atoll.wiring import create_repository
 
 app = typer.Typer(help="Make and look at the repository.", no_args_is_help=True)
+
+
+@app.command("init")
+def init() -> None:
+    """Make the repository the settings name, and its key file if there is none."""
+    with create_repository(context.chosen()) as repository:
+        out.print(f"Made {repository.stats().location}.", markup=False)
+    out.print("Keep a copy of the key file elsewhere: without it nothing can be restored.")
+
+
+@app.command("stats")
+def stats(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show how much is kept and what it takes."""
+    found = context.site().repository().stats()
+    if json:
+        as_json(found)
+        return
+    table(
+        ["repository", ">points", ">their disks", ">chunks", ">stored", ">ratio"],
+        [
+            (
+                found.location,
+                str(found.points),
+                size(found.logical_bytes),
+                str(found.chunks),
+                size(found.stored_bytes),
+                f"{found.logical_bytes / found.stored_bytes:.1f}" if found.stored_bytes else "-",
+            )
+        ],
+    )
+
+
+@app.command("sweep")
+def sweep(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Remove what killed runs stored and no restore point uses."""
+    swept = context.site().repository().sweep()
+    if json:
+        as_json(swept)
+    else:
+        count = len(swept.temporaries) + len(swept.packs)
+        out.print(f"Removed {count} objects, {size(swept.size_bytes)}.")

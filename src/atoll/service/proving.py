@@ -1,6 +1,8 @@
 """A restore test of one restore point, and the evidence kept with it."""
 
+import tempfile
 from contextlib import ExitStack
+from pathlib import Path
 
 from atoll.model.points import Evidence
 from atoll.model.progress import Progress
@@ -10,11 +12,24 @@ from atoll.service.site import Site
 
 
 def prove_point(site: Site, reference: str, timeout_seconds: float, progress: Progress) -> Evidence:
-    """Boot the point straight from the repository and attach what was seen to it.
+    """Boot the point straight from the repository and keep with it what was seen.
 
-    Raises AtollError when the test could not be made; a test that was made and
-    failed is evidence too.
+    Its disks are served over NBD to the sandbox and never restored first. Raises
+    AtollError when the test could not be made; a test that ran and failed is
+    evidence too.
     """
     repository = site.repository()
     point = repository.find(reference)
-    raise SystemExit
+    site.work_directory.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        # Short names: a UNIX socket's path has 107 bytes.
+        sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atoll-nbd-")))
+        disks = []
+        for number, image in enumerate(point.disks):
+            reader = repository.open_disk(image)
+            stack.callback(reader.close)
+            uri = stack.enter_context(NbdExport(reader, sockets / f"{number}.sock"))
+            disks.append((image.label, uri))
+        evidence = prove(point, disks, timeout_seconds, site.work_directory, progress)
+    repository.add_evidence(point.id, evidence)
+    return evidence

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atoll.director.capture import HoldPolicy
+from atoll.guests.authority import Authority
 from atoll.guests.interface import GuestAgent
 from atoll.repository.repository import Repository
 from atoll.service.journal import Journal
@@ -23,6 +24,7 @@ class Site:
     engine: Callable[[], StorageEngine]
     repository: Callable[[], Repository]
     agents: Callable[[], Mapping[str, GuestAgent]]
+    authority: Callable[[], Authority]
     journal: Callable[[], Journal]
     hold: HoldPolicy
     work_directory: Path

@@ -1,0 +1,45 @@
+"""Taking a lab down: guests, vCenter, storage, files. Safe to repeat, and after any crash."""
+
+import shutil
+
+from atoll.model.errors import AtollError
+from atoll.settings import load_settings
+from atoll.storage.drivers.embedded import EmbeddedEngine
+from atoll.wiring import open_engine
+from atoll_lab.guests.qemu import kill
+from atoll_lab.places import Places
+from atoll_lab.pool import destroy
+from atoll_lab.vcenter.control import Control, ControlError
+
+
+def take_down(where: Places) -> None:
+    """Leave nothing of the lab but the cache of built guests, which all labs share."""
+    if where.guests.exists():
+        for run_directory in where.guests.iterdir():
+            kill(run_directory)
+    stop_vcenter(where)
+    stop_storage(where)
+    if where.pool.exists():
+        destroy(where.pool)
+    if where.root.exists():
+        shutil.rmtree(where.root)
+
+
+def stop_vcenter(where: Places) -> None:
+    """End the simulator if it runs."""
+    try:
+        Control(where.vcenter).shutdown()
+    except ControlError:
+        return
+
+
+def stop_storage(where: Places) -> None:
+    """End the pool's target processes if the pool is mounted."""
+    if not where.settings.exists():
+        return
+    try:
+        engine = open_engine(load_settings(where.settings))
+    except AtollError:
+        return  # no pool, so nothing of it runs
+    if isinstance(engine, EmbeddedEngine):
+        engine.stop()
