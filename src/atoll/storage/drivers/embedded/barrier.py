@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def while_held(
         began = time.monotonic()
         try:
             process.signal(signal.SIGSTOP)
-            _wait_until_stopped(process, began + limit_seconds)
+            _wait_until_stopped(process, limit_seconds)
             action()
             finished_at = time.time()
             # Only the watchdog wakes it, and only once: stopped now means stopped throughout.
@@ -69,7 +69,8 @@ def while_held(
         return HeldTimes(started_at, finished_at, time.monotonic() - began)
 
 
-def _wait_until_stopped(process: TargetProcess, deadline: float) -> None:
+def _wait_until_stopped(process: TargetProcess, limit_seconds: float) -> None:
+    deadline = time.monotonic() + limit_seconds
     # A thread inside a disk write stops when the write is done.
     while not process.stopped():
         if process.ended():
@@ -78,7 +79,7 @@ def _wait_until_stopped(process: TargetProcess, deadline: float) -> None:
                 "reconcile starts it again, then try once more."
             )
         if time.monotonic() > deadline:
-            raise BarrierBrokenError(_too_slow(LIMIT_SECONDS))
+            raise BarrierBrokenError(_too_slow(limit_seconds))
         time.sleep(_POLL_SECONDS)
 
 
@@ -96,6 +97,7 @@ def _watched(process: TargetProcess, limit_seconds: float) -> Iterator[None]:
         [sys.executable, "-I", "-S", str(script), str(process.pidfd), str(limit_seconds)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        bufsize=0,  # nothing left to be written to a watchdog that is gone
         pass_fds=(process.pidfd,),
         start_new_session=True,  # a signal to the caller's group must not take both
     )
@@ -111,8 +113,5 @@ def _watched(process: TargetProcess, limit_seconds: float) -> Iterator[None]:
             yield
         finally:
             # Gone before the next hold of this process can begin: a late one would break that.
-            try:
+            with suppress(BrokenPipeError):  # its time was over
                 guard.stdin.write(b"d")
-                guard.stdin.flush()
-            except BrokenPipeError:
-                pass  # its time was over

@@ -52,6 +52,7 @@ class GroupDaemon:
         self._address = address
         self._durability = durability
         self._base = run / f"{group}.tgt"
+        self._log = run / f"{group}.log"
         self._socket = TgtSocket(run / f"{group}.tgt.0")
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -71,44 +72,30 @@ class GroupDaemon:
             return True
 
     def start(self, port: int) -> bool:
-        """Start it unless it runs, and wait until it answers; whether it was started.
+        """Start it unless it serves that port, and wait until it answers; whether it was started.
 
-        StorageUnreachableError when it ends at once, as it does when the port is
-        taken; its log is then quoted.
+        StorageUnreachableError when it ends or cannot listen, as when the port is
+        taken; the end of its log is then quoted.
         """
+        portal = f"{self._address}:{port}"
         if self._running():
-            return False
-        log = self._base.with_suffix(".log")
-        # Descriptor 0 must refuse both reads and writes: tgtd names it for an instant while it
-        # opens an image again, and a write that fails is better than one that vanishes.
-        with Path("/dev/null").open("rb") as nothing, log.open("wb") as output:
-            child = subprocess.Popen(
-                ["tgtd", "-f", "-C", "0", "--iscsi", f"portal={self._address}:{port}"],
-                env={"PATH": os.environ.get("PATH", os.defpath), "TGT_IPC_SOCKET": str(self._base)},
-                stdin=nothing,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                cwd="/",
-            )
+            if portal in self._socket.portals():
+                return False
+            self.stop()
+        self._child = self._spawn(portal)
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not self._answers():
-            if child.poll() is not None and not self._running():
-                said = log.read_text(errors="replace").strip().splitlines()
-                raise StorageUnreachableError(
-                    f"The iSCSI daemon of LUN group {self._group} ended at once on "
-                    f"{self._address}:{port} ({said[-1] if said else 'it said nothing'}); free the "
-                    f"port if another program uses it, or see {log}."
-                )
+        while not self._running():
+            if self._child.poll() is not None and not self._running():
+                raise self._not_started(portal, "ended at once")
             if time.monotonic() > deadline:
-                child.kill()
-                child.wait()
-                raise StorageUnreachableError(
-                    f"The iSCSI daemon of LUN group {self._group} did not answer within "
-                    f"{_PATIENCE_SECONDS:g} s; see {log}."
-                )
+                self._child.kill()
+                self._child.wait()
+                raise self._not_started(portal, f"did not answer within {_PATIENCE_SECONDS:g} s")
             time.sleep(_POLL_SECONDS)
-        self._child = child  # kept to be waited for: it may end long after this call
+        if portal not in self._socket.portals():
+            # It does not mind, and would listen on every address instead.
+            self.stop()
+            raise self._not_started(portal, "cannot listen")
         return True
 
     def apply(self, exports: Iterable[Export]) -> list[str]:
@@ -160,11 +147,27 @@ class GroupDaemon:
         with process:
             return True
 
-    def _answers(self) -> bool:
-        if not self._running():
-            return False
-        self._socket.call(Operation.SHOW, Mode.SYSTEM)
-        return True
+    def _spawn(self, portal: str) -> "subprocess.Popen[bytes]":
+        # Descriptor 0 must refuse both reads and writes: tgtd names it for an instant while it
+        # opens an image again, and a write that fails is better than one that vanishes.
+        with Path("/dev/null").open("rb") as nothing, self._log.open("wb") as output:
+            return subprocess.Popen(
+                ["tgtd", "-f", "-C", "0", "--iscsi", f"portal={portal}"],
+                env={"PATH": os.environ.get("PATH", os.defpath), "TGT_IPC_SOCKET": str(self._base)},
+                stdin=nothing,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                cwd="/",
+            )
+
+    def _not_started(self, portal: str, what: str) -> StorageUnreachableError:
+        said = self._log.read_text(errors="replace").strip().splitlines()
+        return StorageUnreachableError(
+            f"The iSCSI daemon of LUN group {self._group} {what} on {portal} "
+            f"({said[-1] if said else 'it said nothing'}); free the port if another program uses "
+            f"it, or see {self._log}."
+        )
 
     def _converge(self, view: TargetView | None, export: Export) -> bool:
         if view is not None and (

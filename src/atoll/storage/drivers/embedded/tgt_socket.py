@@ -23,6 +23,7 @@ class Mode(IntEnum):
     SYSTEM = 0
     TARGET = 1
     LOGICAL_UNIT = 2
+    PORTAL = 3
     CONNECTION = 6
 
 
@@ -148,6 +149,11 @@ class TgtSocket:
     def targets(self) -> list[TargetView]:
         """All targets of this tgtd."""
         return parse_targets(self.call(Operation.SHOW, Mode.TARGET))
+
+    def portals(self) -> list[str]:
+        """Where this tgtd listens, as `address:port`."""
+        shown = self.call(Operation.SHOW, Mode.PORTAL)
+        return re.findall(r"Portal: (\S+),\d+", shown)
 
     def commands_in_flight(self, target: int) -> int:
         """Reads and writes that were handed to LUN 1 of a target and are not done."""
