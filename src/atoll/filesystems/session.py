@@ -19,6 +19,9 @@ from atoll.filesystems.interface import Blocks, Data, Entry, EntryKind, Fault, J
 from atoll.filesystems.wire import Kind
 from atoll.model.errors import AtollError, NotFoundInPointError, UnsupportedFormatError
 
+PARSER = ("-m", "atoll.filesystems.parser")
+"""What the child's interpreter runs."""
+
 _LEND_EVERY_SECONDS = 10.0
 _LENT_CPU_SECONDS = 120
 
@@ -212,7 +215,7 @@ class FileSystemSession:
             # memory or descriptors is in the jail.
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-I", "-m", "atoll.filesystems.parser"),
+                    *(sys.executable, "-I", *PARSER),
                     *(self._detected, str(self._reader.size_bytes), str(self._limits.memory_bytes)),
                 ],
                 stdin=theirs.fileno(),

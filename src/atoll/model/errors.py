@@ -151,3 +151,10 @@ class VCenterOperationError(AtollError):
 
     code = "vcenter-operation"
     exit_status = 27
+
+
+class RestoreTargetError(AtollError):
+    """The place restored into holds something already, is full, or cannot be written."""
+
+    code = "restore-target"
+    exit_status = 28

@@ -1,0 +1,203 @@
+"""A parser that a hostile image has taken over can do nothing but compute and be stopped."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from atoll.blocks.readers import FileReader
+from atoll.filesystems import session as session_module
+from atoll.filesystems.session import FileSystemSession, Limits
+from atoll.model.errors import StorageUnreachableError, UnsupportedFormatError
+
+CAPTIVE = """
+import ctypes, errno, json, mmap, os, socket, sys
+sys.path.insert(0, {src!r})
+from atoll.filesystems.jail import Confinement, lock_down
+libc = ctypes.CDLL(None, use_errno=True)
+held = os.open("/", os.O_RDONLY)
+parent = os.getppid()
+lock_down(Confinement(memory_bytes=512 << 20))
+
+def raw(number, *arguments):
+    if libc.syscall(number, *arguments) < 0:
+        raise OSError(ctypes.get_errno(), "refused")
+
+attempts = {{
+    "open": lambda: open("/etc/passwd"),
+    "open below a held directory": lambda: os.open("etc/passwd", os.O_RDONLY, dir_fd=held),
+    "write a file": lambda: open("/tmp/evil", "w"),
+    "connect": lambda: socket.create_connection(("127.0.0.1", 9)),
+    "unix socket": lambda: socket.socket(socket.AF_UNIX),
+    "fork": os.fork,
+    "vfork": lambda: raw(58),
+    "clone3": lambda: raw(435, 0, 0),
+    "exec": lambda: os.execv("/bin/true", ["true"]),
+    "kill the parent": lambda: os.kill(parent, 0),
+    "ptrace the parent": lambda: raw(101, 16, parent, 0, 0),
+    "read the parent's memory": lambda: raw(310, parent, 0, 0, 0, 0, 0),
+    "raise its own limits": lambda: raw(302, 0, 0, b"\\xff" * 16, 0),
+    "become root": lambda: raw(105, 0),
+    "io_uring": lambda: raw(425, 8, b"\\0" * 120),
+    "32-bit numbering": lambda: raw(0x40000000 | 2, b"/etc/passwd", 0, 0),
+    "duplicate a descriptor": lambda: os.dup(1),
+    "map a file": lambda: mmap.mmap(held, 4096),
+    "1 GiB": lambda: bytearray(1 << 30),
+}}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+        outcome = "allowed"
+    except BaseException as error:
+        outcome = type(error).__name__
+    os.write(1, (json.dumps([name, outcome]) + "\\n").encode())
+"""
+
+
+def outcomes(script: str) -> dict[str, str]:
+    """What became of each attempt."""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout, done.stderr
+    return dict(json.loads(line) for line in done.stdout.splitlines())
+
+
+def test_nothing_is_in_reach() -> None:
+    source = str(Path(session_module.__file__).parents[2])
+    got = outcomes(CAPTIVE.format(src=source))
+    assert got.pop("1 GiB") == "MemoryError"
+    assert len(got) == 18
+    assert {name for name, outcome in got.items() if outcome == "allowed"} == set()
+    # refused by the filter, and not for some reason of the attempt's own
+    filtered = {"open", "fork", "clone3", "exec", "io_uring", "unix socket", "become root"}
+    assert {got[name] for name in filtered} == {"PermissionError"}
+
+
+def test_without_the_jail_the_attempts_succeed() -> None:
+    """The control: what the test above sees refused is refused by the jail."""
+    source = str(Path(session_module.__file__).parents[2])
+    script = CAPTIVE.format(src=source).replace(
+        "lock_down(Confinement(memory_bytes=512 << 20))", ""
+    )
+    attempts = ('"fork"', '"vfork"', '"clone3"', '"exec"', '"ptrace', '"kill', '"raise')
+    kept = [line for line in script.splitlines() if not line.strip().startswith(attempts)]
+    got = outcomes("\n".join(kept))
+    for name in ("open", "open below a held directory", "unix socket", "1 GiB"):
+        assert got[name] == "allowed"
+
+
+HOSTILE = """
+import json, os, struct, sys
+def send(kind, payload=b""):
+    data = struct.pack("<BI", kind, len(payload)) + payload
+    while data:
+        data = data[os.write(0, data):]
+HELLO, BLOCKS, ENTRIES, DATA, FAULT, END, ERROR = 3, 4, 5, 6, 7, 8, 9
+send(HELLO, json.dumps(["ext4", "", "", "clean"]).encode())
+row = ["/a", "file", 1, 420, 0, 0, 0, 0, 0, 1, 12, None, None, []]
+os.read(0, 65536)
+"""
+BEHAVIOURS = {
+    "compute for ever": "while True: pass",
+    "wait for ever": "os.read(0, 1); os.read(0, 1)",
+    "end": "sys.exit(3)",
+    "end in the middle of a frame": "os.write(0, b'\\x05\\xff')",
+    "crash": "os.kill(os.getpid(), 11)",
+    "ask for blocks for ever": (
+        "while True:\n send(BLOCKS, struct.pack('<QI', 0, 512))\n os.read(0, 517)"
+    ),
+    "ask outside the image": "send(BLOCKS, struct.pack('<QI', 1 << 62, 512))",
+    "ask for too much": "send(BLOCKS, struct.pack('<QI', 0, 0xffffffff))",
+    "a huge frame": "os.write(0, struct.pack('<BI', ENTRIES, 0xffffffff))",
+    "an unknown frame": "send(77)",
+    "no JSON": "send(ENTRIES, b'\\xff\\x00')",
+    "deep JSON": "send(ENTRIES, b'[' * 100000)",
+    "huge number": "send(ENTRIES, b'[' + b'9' * 100000 + b']')",
+    "not a list": "send(ENTRIES, b'{}')",
+    "short row": "send(ENTRIES, json.dumps([row[:5]]).encode())",
+    "dot-dot": "row[0] = '/../../etc/passwd'; send(ENTRIES, json.dumps([row]).encode())",
+    "relative": "row[0] = 'etc/passwd'; send(ENTRIES, json.dumps([row]).encode())",
+    "double slash": "row[0] = '//a'; send(ENTRIES, json.dumps([row]).encode())",
+    "NUL": "row[0] = '/a\\0b'; send(ENTRIES, json.dumps([row]).encode())",
+    "lone surrogate": "row[0] = '/\\ud800'; send(ENTRIES, json.dumps([row]).encode())",
+    "negative size": "row[2] = -1; send(ENTRIES, json.dumps([row]).encode())",
+    "true as a number": "row[2] = True; send(ENTRIES, json.dumps([row]).encode())",
+    "mode beyond": "row[3] = 0o100644; send(ENTRIES, json.dumps([row]).encode())",
+    "unknown kind": "row[1] = 'door'; send(ENTRIES, json.dumps([row]).encode())",
+    "bad hex": "row[13] = [['user.a', 'zz']]; send(ENTRIES, json.dumps([row]).encode())",
+    "data first": "send(DATA, bytes(8) + b'x')",
+    "data beyond the end": (
+        "send(ENTRIES, json.dumps([row]).encode()); send(DATA, bytes(8) + b'xx')"
+    ),
+    "data twice": (
+        "send(ENTRIES, json.dumps([row]).encode())\nfor _ in range(2): send(DATA, bytes(8) + b'x')"
+    ),
+    "endless entries": "while True: send(ENTRIES, json.dumps([row] * 100).encode())",
+    "hello again": "send(HELLO, json.dumps(['ext4', '', '', 'clean']).encode())",
+}
+
+
+@pytest.mark.parametrize("behaviour", list(BEHAVIOURS))
+def test_a_parser_taken_over_is_stopped(
+    behaviour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    script = tmp_path / "hostile.py"
+    script.write_text(HOSTILE + BEHAVIOURS[behaviour] + "\n")
+    monkeypatch.setattr(session_module, "PARSER", (str(script),))
+    limits = Limits(patience_seconds=1.5, entries=10_000)
+    with FileSystemSession(FileReader(image), "ext4", limits) as session:
+        process = session._process
+        assert process is not None
+        with pytest.raises(UnsupportedFormatError, match="restore the whole disk"):
+            list(session.export("/"))
+        assert process.returncode is not None, "the parser is still running"
+
+
+def test_words_of_a_parser_reach_the_user_harmless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    script = tmp_path / "hostile.py"
+    words = json.dumps(json.dumps(["x", "\x1b[2J\r\n" + "long" * 500]))
+    script.write_text(HOSTILE + f"send(ERROR, {words}.encode()); os.read(0, 1)\n")
+    monkeypatch.setattr(session_module, "PARSER", (str(script),))
+    session = FileSystemSession(FileReader(image), "ext4", Limits())
+    with session, pytest.raises(UnsupportedFormatError) as caught:
+        session.stat("/")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) <= 500
+
+
+class FailingReader:
+    """Fails from a given read on, as a repository that went away would."""
+
+    def __init__(self, image: Path, good_reads: int) -> None:
+        self._reader = FileReader(image)
+        self._left = good_reads
+
+    @property
+    def size_bytes(self) -> int:
+        return self._reader.size_bytes
+
+    def read(self, offset: int, length: int) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise StorageUnreachableError("The repository went away; try again.")
+        return self._reader.read(offset, length)
+
+
+@pytest.mark.needs_root
+def test_an_error_of_the_reader_reaches_the_caller(guest) -> None:
+    reader = FailingReader(guest.image, 1_000_000)
+    with FileSystemSession(reader, guest.form[:4], Limits()) as session:
+        reader._left = 1
+        with pytest.raises(StorageUnreachableError, match="went away"):
+            list(session.export("/"))
+        reader._left = 1_000_000
+        assert session.stat("/").inode == 2
