@@ -18,6 +18,7 @@ from atoll_lab.vcenter.site import Site, new_uuid
 from atoll_lab.vcenter.state import DiskState, VmState
 
 _log = logging.getLogger(__name__)
+_POLL_SECONDS = 0.05
 
 
 class ControlServer(socketserver.ThreadingUnixStreamServer):
@@ -34,7 +35,9 @@ class ControlServer(socketserver.ThreadingUnixStreamServer):
         self.operations = Operations(site)
         self.on_shutdown = on_shutdown
         self.gone = threading.Event()
-        self._thread = threading.Thread(target=self.serve_forever, name="control", daemon=True)
+        self._thread = threading.Thread(
+            target=self.serve_forever, args=(_POLL_SECONDS,), name="control", daemon=True
+        )
 
     def start(self) -> None:
         """Serve in a thread."""

@@ -51,12 +51,13 @@ def value_at(managed: Managed, path: str) -> Any:
     for name in rest:
         if value is None:
             return None
+        # A path ends at a reference: what is beyond it takes a traversal.
+        if not isinstance(value, VmomiSupport.DataObject):
+            raise _no_such(managed, path)
         try:
             info = type(value)._GetPropertyInfo(name)
         except AttributeError as error:
-            raise vmodl.query.InvalidProperty(
-                msg=f"{managed.kind.__name__} has no property {path}", name=path
-            ) from error
+            raise _no_such(managed, path) from error
         value = getattr(value, info.name)
     if isinstance(value, list) and not isinstance(value, VmomiSupport.Array):
         # Only a typed array says on the wire what it is an array of.
@@ -64,6 +65,12 @@ def value_at(managed: Managed, path: str) -> Any:
             return None
         value = info.type(value)
     return value
+
+
+def _no_such(managed: Managed, path: str) -> Any:
+    return vmodl.query.InvalidProperty(
+        msg=f"{managed.kind.__name__} has no property {path}", name=path
+    )
 
 
 def contents(selected: list[Selected]) -> list[Any]:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pyVmomi import vmodl
+from pyVmomi import VmomiSupport, vmodl
 
 from atoll_lab.vcenter.objects.base import Managed
 
@@ -52,7 +52,8 @@ class Registry:
         managed = self.get(moid)
         if managed is None:
             raise vmodl.fault.ManagedObjectNotFound(
-                msg=f"The object {moid} has already been deleted or has not been completely created"
+                msg=f"The object {moid} has already been deleted or has not been completely created",
+                obj=VmomiSupport.ManagedObject(moid),
             )
         return managed
 

@@ -1,6 +1,8 @@
 """HTTPS in front of the managed objects: sessions by cookie, one method a request."""
 
+import contextlib
 import logging
+import socket
 import ssl
 import threading
 from http.cookies import CookieError, SimpleCookie
@@ -24,6 +26,7 @@ _VERSIONS = "/sdk/vimServiceVersions.xml"
 _NEWEST = "8.0.3.0"
 _MAX_REQUEST_BYTES = 8 << 20
 _IDLE_SECONDS = 900
+_POLL_SECONDS = 0.05
 _OPEN_TYPES = (vim.ServiceInstance, vim.SessionManager)
 """Kinds that answer before login, as with vCenter."""
 
@@ -45,7 +48,11 @@ class SdkServer(ThreadingHTTPServer):
         self.socket = context.wrap_socket(
             self.socket, server_side=True, do_handshake_on_connect=False
         )
-        self._thread = threading.Thread(target=self.serve_forever, name="sdk", daemon=True)
+        self._connections: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(
+            target=self.serve_forever, args=(_POLL_SECONDS,), name="sdk", daemon=True
+        )
 
     @property
     def port(self) -> int:
@@ -57,11 +64,27 @@ class SdkServer(ThreadingHTTPServer):
         self._thread.start()
 
     def stop(self) -> None:
-        """Wake waiting clients, stop serving, close the socket."""
+        """Wake waiting clients, stop serving, end every connection."""
         self.site.registry.close()
         self.shutdown()
         self._thread.join()
         self.server_close()
+        with self._lock:
+            for connection in self._connections:
+                with contextlib.suppress(OSError):  # it may have ended by itself just now
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Remember the connection until it ends."""
+        with self._lock:
+            self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """The connection has ended."""
+        with self._lock:
+            self._connections.discard(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that leave or refuse the certificate are not worth a traceback."""

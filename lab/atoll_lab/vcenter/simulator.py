@@ -42,6 +42,7 @@ class Simulator:
         directory.mkdir(parents=True, exist_ok=True)
         certificate = certificate_in(directory)
         self._stopping = threading.Event()
+        self._closed = False
         self.site = Site(directory, fabric, Sessions(user, password), hosts, power_hook, page_size)
         self._sdk = SdkServer(self.site, certificate, ADDRESS, port or _last_port(directory))
         self._control = ControlServer(directory, self.site, self._stopping.set)
@@ -66,9 +67,11 @@ class Simulator:
         self._stopping.set()
 
     def close(self) -> None:
-        """Stop serving; the port is free afterwards."""
-        self._sdk.stop()
-        self._control.stop()
+        """Stop serving; the port is free afterwards. Closing twice is harmless."""
+        if not self._closed:
+            self._closed = True
+            self._sdk.stop()
+            self._control.stop()
 
     def __enter__(self) -> "Simulator":
         return self

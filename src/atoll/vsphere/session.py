@@ -7,6 +7,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from xml.parsers.expat import ExpatError
 
@@ -27,6 +28,14 @@ _POOLED_SECONDS = 30
 _MAX_VERSIONS_BYTES = 1 << 20
 
 
+@dataclass(frozen=True)
+class _Link:
+    """One login: a stub with its own cookie and connections, and the ServiceContent over it."""
+
+    stub: Any
+    content: Any
+
+
 class Session:
     """A session that any thread may use. Work is given the ServiceContent."""
 
@@ -34,21 +43,10 @@ class Session:
         """Connect and log in; AuthenticationError, VCenterUnreachableError."""
         self._settings = settings
         self._lock = threading.Lock()
-        self._logins = 0
-        context = tls_context(settings)
+        self._context = tls_context(settings)
         with self._spoken("log in"):
-            self._stub = SoapStubAdapter(
-                host=settings.host,
-                port=settings.port,
-                version=_agree_on_version(settings, context),
-                sslContext=context,
-                httpConnectionTimeout=settings.answer_seconds,
-                connectionPoolTimeout=_POOLED_SECONDS,
-            )
-            self._content: Any = vim.ServiceInstance(
-                "ServiceInstance", self._stub
-            ).RetrieveContent()
-            self._login(0)
+            self._version = _agree_on_version(settings, self._context)
+            self._link = self._login()
 
     def call(self, what: str, work: Callable[[Any], T]) -> T:
         """Run `work(content)`; once more after a new login when the session had expired.
@@ -60,12 +58,11 @@ class Session:
         AuthenticationError.
         """
         with self._spoken(what):
-            logins = self._logins
+            link = self._link
             try:
-                return work(self._content)
+                return work(link.content)
             except vim.fault.NotAuthenticated:
-                self._login(logins)
-                return work(self._content)
+                return work(self._renewed(link).content)
 
     @property
     def page_objects(self) -> int:
@@ -74,21 +71,41 @@ class Session:
 
     def close(self) -> None:
         """Log out and drop connections; a server that is gone already is no error."""
+        link = self._link
         try:
-            self._content.sessionManager.Logout()
+            link.content.sessionManager.Logout()
         except (vmodl.MethodFault, OSError, http.client.HTTPException, ExpatError):
             return  # the session ends by itself when nobody uses it
         finally:
-            self._stub.DropConnections()
+            link.stub.DropConnections()
 
-    def _login(self, seen: int) -> None:
-        """Log in unless another thread did since `seen` logins."""
+    def _renewed(self, expired: _Link) -> _Link:
+        """A login newer than `expired`: one thread makes it, the others use it."""
         with self._lock:
-            if self._logins != seen:
-                return
-            self._stub.SetSessionId(None)
-            self._content.sessionManager.Login(self._settings.user, self._settings.password, None)
-            self._logins += 1
+            if self._link is expired:
+                self._link = self._login()
+                expired.stub.DropConnections()
+            return self._link
+
+    def _login(self) -> _Link:
+        """Log in over a new stub.
+
+        A stub takes over the cookie of every answer it gets. On a stub that is
+        shared, the refusal another thread is still waiting for would replace
+        the cookie of the new session.
+        """
+        settings = self._settings
+        stub = SoapStubAdapter(
+            host=settings.host,
+            port=settings.port,
+            version=self._version,
+            sslContext=self._context,
+            httpConnectionTimeout=settings.answer_seconds,
+            connectionPoolTimeout=_POOLED_SECONDS,
+        )
+        content: Any = vim.ServiceInstance("ServiceInstance", stub).RetrieveContent()
+        content.sessionManager.Login(settings.user, settings.password, None)
+        return _Link(stub, content)
 
     @contextmanager
     def _spoken(self, what: str) -> Iterator[None]:
@@ -102,15 +119,16 @@ class Session:
                 f"vCenter {where} refused user {settings.user}: wrong user name or password; "
                 "check both in the settings."
             ) from fault
-        except vim.fault.NoPermission as fault:
-            raise VCenterOperationError(
-                f"vCenter {where} could not {what}: user {settings.user} lacks the privilege "
-                f"{fault.privilegeId}; add it to the user's role."
-            ) from fault
+        # NotAuthenticated is a NoPermission, so it comes first.
         except vim.fault.NotAuthenticated as fault:
             raise AuthenticationError(
                 f"vCenter {where} ended the session of user {settings.user} right after the login; "
                 "check whether the account is limited or locked."
+            ) from fault
+        except vim.fault.NoPermission as fault:
+            raise VCenterOperationError(
+                f"vCenter {where} could not {what}: user {settings.user} lacks the privilege "
+                f"{fault.privilegeId}; add it to the user's role."
             ) from fault
         except vmodl.MethodFault as fault:
             raise VCenterOperationError(

@@ -90,6 +90,11 @@ class VirtualMachine(Managed):
             powerState="poweredOn" if self.state.powered_on else "poweredOff",
             host=vim.HostSystem(self.state.host),
             consolidationNeeded=False,
+            faultToleranceState="notConfigured",
+            toolsInstallerMounted=False,
+            numMksConnections=0,
+            recordReplayState="inactive",
+            onlineStandby=False,
         )
 
     @exposes("guest")
@@ -203,7 +208,7 @@ class VirtualMachine(Managed):
                 for disk in state.disks
             }
             host = site.host(target)
-            for moid in {home, *homes.values()}:
+            for moid in sorted({home, *homes.values()}):
                 datastore = site.datastore(moid)
                 if not datastore.reachable_from(target):
                     raise vim.fault.InaccessibleDatastore(

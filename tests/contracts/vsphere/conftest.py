@@ -1,0 +1,39 @@
+"""The simulated site the vSphere suites run against."""
+
+import ssl
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "fakes"))
+
+from pyVim.connect import Disconnect, SmartConnect
+from vsphere_site import PASSWORD, USER, SimulatedSite, simulated_site
+
+from atoll.vsphere.client import VCenter
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[SimulatedSite]:
+    with simulated_site(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def vcenter(site: SimulatedSite) -> Iterator[VCenter]:
+    with VCenter.connect(site.settings()) as connected:
+        yield connected
+
+
+@pytest.fixture
+def stock(site: SimulatedSite):
+    """The ServiceInstance as pyVmomi's own SmartConnect gives it, over verified TLS."""
+    endpoint = site.simulator.endpoint
+    context = ssl.create_default_context(cafile=endpoint.ca_file)
+    instance = SmartConnect(
+        host=endpoint.host, port=endpoint.port, user=USER, pwd=PASSWORD, sslContext=context
+    )
+    yield instance
+    Disconnect(instance)

@@ -1,0 +1,118 @@
+"""Rows of the property collector turned into nouns, where a whole vCenter is not needed."""
+
+from pyVmomi import vim
+
+from atoll.vsphere import inventory
+from atoll.vsphere.collector import Row
+
+
+def row(kind, moref, **values):
+    return Row(moref, kind, {name.replace("__", "."): value for name, value in values.items()})
+
+
+def read(monkeypatch, *rows):
+    monkeypatch.setattr(inventory, "read_all", lambda *_: list(rows))
+    return inventory.read_inventory(None, 100)
+
+
+def host(moref="host-1", name="esx1", **values):
+    return row(vim.HostSystem, moref, name=name, **values)
+
+
+def vm(disks, **values):
+    base = {
+        "name": "db1",
+        "config__instanceUuid": "u1",
+        "config__files__vmPathName": "[ds] db1/db1.vmx",
+        "config__hardware__device": disks,
+        "runtime__host": vim.HostSystem("host-1"),
+        "datastore": [vim.Datastore("datastore-1")],
+    }
+    return row(vim.VirtualMachine, "vm-1", **{**base, **values})
+
+
+def disk(backing, **values):
+    return vim.vm.device.VirtualDisk(key=2000, capacityInKB=2048, backing=backing, **values)
+
+
+def flat(path="[ds] db1/db1.vmdk", store="datastore-1"):
+    reference = vim.Datastore(store) if store else None
+    return vim.vm.device.VirtualDisk.FlatVer2BackingInfo(
+        fileName=path, datastore=reference, diskMode="persistent"
+    )
+
+
+def store(moref="datastore-1", name="ds", **values):
+    return row(vim.Datastore, moref, name=name, **values)
+
+
+def test_equal_names_in_two_datacenters_stay_apart(monkeypatch):
+    found = read(
+        monkeypatch,
+        host(),
+        store("datastore-1"),
+        store("datastore-2"),
+        vm([disk(flat(store="datastore-1"))]),
+    ).inventory
+
+    assert [each.name for each in found.datastores] == ["ds (datastore-1)", "ds (datastore-2)"]
+    assert found.vms[0].disks[0].datastore == "ds (datastore-1)"
+
+
+def test_the_configuration_files_path_follows_the_datastores_name(monkeypatch):
+    twin = store("datastore-2")
+    found = read(monkeypatch, host(), store(), twin, vm([disk(flat())])).inventory
+
+    assert found.vms[0].vmx_path == "[ds (datastore-1)] db1/db1.vmx"
+
+
+def test_a_disk_without_a_datastore_reference_is_found_by_its_path(monkeypatch):
+    found = read(monkeypatch, host(), store(), vm([disk(flat(store=None))])).inventory
+
+    assert found.vms[0].disks[0].datastore == "ds"
+    assert found.vms[0].disks[0].size_bytes == 2 << 20
+
+
+def test_a_vm_on_a_datastore_the_user_may_not_see_is_left_out_with_the_reason(monkeypatch):
+    reading = read(monkeypatch, host(), vm([disk(flat(store="datastore-9"))]))
+
+    assert reading.inventory.vms == ()
+    assert "may not see" in reading.skipped[0].reason
+
+
+def test_a_vm_without_configuration_is_left_out_with_its_state(monkeypatch):
+    lost = row(vim.VirtualMachine, "vm-1", name="lost", runtime__connectionState="inaccessible")
+
+    reading = read(monkeypatch, host(), lost)
+
+    assert reading.skipped[0].name == "lost"
+    assert "inaccessible" in reading.skipped[0].reason
+
+
+def test_a_delta_file_without_a_snapshot_still_counts_as_one(monkeypatch):
+    backing = flat("[ds] db1/db1-000001.vmdk")
+    backing.parent = flat()
+
+    found = read(monkeypatch, host(), store(), vm([disk(backing)])).inventory
+
+    assert found.vms[0].has_snapshot
+
+
+def test_an_nfs_share_keeps_its_kind(monkeypatch):
+    values = {"summary__type": "NFS41", "summary__multipleHostAccess": True}
+    found = read(monkeypatch, host(), store(info=vim.host.NasDatastoreInfo(), **values)).inventory
+
+    assert (found.datastores[0].kind, found.datastores[0].shared) == ("NFS41", True)
+    assert found.datastores[0].vmfs_uuid is None
+
+
+def test_the_software_adapter_names_the_host_and_none_is_no_error(monkeypatch):
+    hardware = vim.host.InternetScsiHba(iScsiName="iqn.hardware", isSoftwareBased=False)
+    software = vim.host.InternetScsiHba(iScsiName="iqn.software", isSoftwareBased=True)
+    found = read(
+        monkeypatch,
+        host(config__storageDevice__hostBusAdapter=[hardware, software]),
+        host("host-2", "esx2"),
+    ).inventory
+
+    assert [each.iqn for each in found.hosts] == ["iqn.software", None]
