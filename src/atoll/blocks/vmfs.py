@@ -97,6 +97,18 @@ class VmfsVolume:
         other disks that are not flat, NotFoundInPointError when a file is missing.
         """
         extents = parse_descriptor(self.read_file(path, MAX_DESCRIPTOR_BYTES), path)
+        return self._mapped(path, extents)
+
+    def file_map(self, path: str) -> DiskMap:
+        """Where any regular or system file lies, as if it were a disk of the file's size.
+
+        Raises as `disk_map`.
+        """
+        with self._lock, damage_named(f"File {path} of datastore {self.label}"):
+            size = int(self._find(path).size)
+        return self._mapped(path, [FlatExtent(path.rpartition("/")[2], size, 0)])
+
+    def _mapped(self, path: str, extents: list[FlatExtent]) -> DiskMap:
         folder = path.rpartition("/")[0]
         columns: list[tuple[Int64Array, ...]] = []
         size = 0
