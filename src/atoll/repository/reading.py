@@ -55,20 +55,18 @@ class ImageReader:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_many(self, extents: Iterable[Extent]) -> Iterator[tuple[int, bytes]]:
-        """(offset, bytes) in order, read ahead by worker threads."""
-        waiting: deque[tuple[int, Future[bytes]]] = deque()
+        """(offset, bytes) in order, at most a chunk each, read ahead by worker threads."""
+        waiting: deque[Future[list[tuple[int, bytes]]]] = deque()
         pool = self._workers()
         try:
             for part in self._batches(extents):
-                waiting.append((part.offset, pool.submit(self._batch, part)))
+                waiting.append(pool.submit(self._batch, part))
                 if len(waiting) > self._threads * _BATCHES_AHEAD:
-                    offset, future = waiting.popleft()
-                    yield offset, future.result()
+                    yield from waiting.popleft().result()
             while waiting:
-                offset, future = waiting.popleft()
-                yield offset, future.result()
+                yield from waiting.popleft().result()
         finally:
-            for _, future in waiting:
+            for future in waiting:
                 future.cancel()
 
     def holes(self) -> Iterator[Extent]:
@@ -102,17 +100,20 @@ class ImageReader:
                 yield Extent(offset, cut - offset)
                 offset = cut
 
-    def _batch(self, part: Extent) -> bytes:
+    def _batch(self, part: Extent) -> list[tuple[int, bytes]]:
         size = self._record.chunk_bytes
-        first, last = part.offset // size, (part.end - 1) // size
-        names = [self._table.name(number) for number in range(first, last + 1)]
-        stored = [name for name in names if name != ZERO_NAME]
-        contents = iter(self._source.get_many(stored))
-        data = b"".join(self._zeros if name == ZERO_NAME else next(contents) for name in names)
-        inside = part.offset - first * size
-        if inside == 0 and len(data) == part.length:
-            return data
-        return data[inside : inside + part.length]
+        numbers = range(part.offset // size, (part.end - 1) // size + 1)
+        names = [self._table.name(number) for number in numbers]
+        contents = iter(self._source.get_many([name for name in names if name != ZERO_NAME]))
+        pieces = []
+        for number, name in zip(numbers, names, strict=True):
+            data = self._zeros if name == ZERO_NAME else next(contents)
+            start = number * size
+            first, last = max(part.offset - start, 0), min(part.end - start, size)
+            if first or last < len(data):
+                data = data[first:last]
+            pieces.append((start + first, data))
+        return pieces
 
     def _chunk(self, number: int) -> bytes:
         name = self._table.name(number)

@@ -1,0 +1,149 @@
+"""The directory store: atomic, never overwriting, explaining what went wrong."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from atoll.model.errors import (
+    RepositoryDamagedError,
+    RepositoryUnreachableError,
+    RunConflictError,
+    StorageConflictError,
+)
+from atoll.repository.local import LocalStore
+from atoll.repository.store import MissingObjectError
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore.create(tmp_path / "store")
+
+
+def test_what_was_put_is_got_in_whole_and_in_part(store: LocalStore) -> None:
+    parts = [bytes([n % 251]) * 3 for n in range(1500)]  # more parts than one writev takes
+    store.put("packs/ab/abcd", parts)
+    whole = b"".join(parts)
+    assert store.get("packs/ab/abcd") == whole
+    assert store.get_range("packs/ab/abcd", 100, 50) == whole[100:150]
+    assert store.get_range("packs/ab/abcd", len(whole) - 5, 50) == whole[-5:]
+    assert [(info.name, info.size_bytes) for info in store.list("packs/")] == [
+        ("packs/ab/abcd", len(whole))
+    ]
+    assert store.temporaries() == []
+
+
+def test_short_writes_are_finished(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_byte_short(handle: int, parts: list[bytes]) -> int:
+        return os.write(handle, b"".join(parts)[:-1])
+
+    monkeypatch.setattr(os, "writev", one_byte_short)
+    store.put("x/y", [b"hello", b"world"])
+    assert store.get("x/y") == b"helloworld"
+
+
+def test_an_object_is_never_overwritten(store: LocalStore) -> None:
+    store.put("config", [b"first"])
+    with pytest.raises(StorageConflictError, match="exists already"):
+        store.put("config", [b"second"])
+    assert store.get("config") == b"first"
+    assert store.temporaries() == []
+
+
+def test_without_hard_links_an_object_is_never_overwritten_either(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    store.put("config", [b"first"])
+    with pytest.raises(StorageConflictError):
+        store.put("config", [b"second"])
+    assert store.get("config") == b"first"
+
+
+def test_deleting_twice_and_deleting_the_absent_succeed(store: LocalStore) -> None:
+    store.put("a/b", [b"x"])
+    store.delete("a/b")
+    store.delete("a/b")
+    store.delete("nowhere/at-all")
+    assert list(store.list("a/")) == []
+    assert list(store.list("nowhere/")) == []
+
+
+def test_a_missing_object_is_damage_and_a_missing_directory_is_not(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    with pytest.raises(MissingObjectError):
+        store.get("packs/aa/aabb")
+    assert issubclass(MissingObjectError, RepositoryDamagedError)
+    with pytest.raises(RepositoryUnreachableError):
+        LocalStore.open(tmp_path / "elsewhere")
+
+
+def test_a_full_disk_is_explained_and_leaves_nothing(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "writev", full)
+    with pytest.raises(RepositoryUnreachableError, match="No space left.*free space"):
+        store.put("packs/ab/abcd", [b"x"])
+    assert list(store.list("packs/")) == []
+    assert store.temporaries() == []
+
+
+def test_a_failed_fsync_means_the_object_does_not_appear(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("packs/ab/first", [b"x"])
+    calls = []
+
+    def failing(handle: int) -> None:
+        calls.append(handle)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(RepositoryUnreachableError, match="Input/output error"):
+        store.put("packs/ab/second", [b"x"])
+    assert len(calls) == 1
+    assert [info.name for info in store.list("packs/")] == ["packs/ab/first"]
+
+
+def test_the_file_is_durable_before_it_has_its_name(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("packs/ab/first", [b"x"])  # so that the folders exist
+    order: list[str] = []
+    for call in ("writev", "fsync", "link"):
+        real = getattr(os, call)
+
+        def noted(*args: object, real: object = real, call: str = call, **more: object) -> object:
+            order.append(call)
+            return real(*args, **more)  # type: ignore[operator]
+
+        monkeypatch.setattr(os, call, noted)
+    store.put("packs/ab/second", [b"x"])
+    assert order == ["writev", "fsync", "link", "fsync"]
+
+
+def test_writers_share_the_lock_and_a_sweep_is_alone(store: LocalStore) -> None:
+    one, two = store.lock(exclusive=False), store.lock(exclusive=False)
+    with pytest.raises(RunConflictError, match="busy"):
+        store.lock(exclusive=True)
+    one.release()
+    two.release()
+    two.release()
+    alone = store.lock(exclusive=True)
+    with pytest.raises(RunConflictError):
+        store.lock(exclusive=False)
+    alone.release()
+    store.lock(exclusive=False).release()
+
+
+def test_names_cannot_leave_the_directory(store: LocalStore) -> None:
+    for name in ("../x", "/etc/passwd", "a/../b", "", "a//b", "A"):
+        with pytest.raises(ValueError, match="no object name"):
+            store.get(name)
