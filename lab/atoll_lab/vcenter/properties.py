@@ -45,8 +45,13 @@ def select(registry: Registry, spec: Any) -> list[Selected]:
 
 def value_at(managed: Managed, path: str) -> Any:
     """The value of a dotted path, None when unset; vmodl InvalidProperty for an unknown path."""
+    head = path.partition(".")[0]
+    return _below(managed, path, managed.read(head))
+
+
+def _below(managed: Managed, path: str, value: Any) -> Any:
+    """The same, where `value` is that of the path's first name."""
     head, *rest = path.split(".")
-    value = managed.read(head)
     info = managed.kind._GetPropertyInfo(head)
     for name in rest:
         if value is None:
@@ -148,7 +153,9 @@ def _change(path: str, value: Any) -> Any:
 
 def _values(managed: Managed, wanted: Any) -> dict[str, Any]:
     paths = managed.property_names() if wanted.all else wanted.pathSet
-    values = {path: value_at(managed, path) for path in paths}
+    # Building a configuration costs far more than picking from it, and many paths begin there.
+    heads = {head: managed.read(head) for head in {path.partition(".")[0] for path in paths}}
+    values = {path: _below(managed, path, heads[path.partition(".")[0]]) for path in paths}
     return {path: value for path, value in values.items() if value is not None}
 
 
