@@ -17,7 +17,7 @@ from atoll_agent.freezing import thaw_leftovers
 from atoll_agent.keeper import Keeper
 from atoll_agent.mounts import Mount, freezable, freeze_order, read_mounts, select_mounts
 from atoll_agent.server import AgentServer
-from atoll_agent.testify import find_port, serve_port, testify
+from atoll_agent.testify import find_port, give_testimony, serve_port
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +68,7 @@ def _start_witness(find: Any, stop: threading.Event) -> None:
         return
     descriptor = os.open(port, os.O_RDWR | os.O_CLOEXEC)
     threading.Thread(
-        target=serve_port, args=(descriptor, lambda: testify(find()), stop), daemon=True
+        target=serve_port, args=(descriptor, lambda: give_testimony(find()), stop), daemon=True
     ).start()
 
 

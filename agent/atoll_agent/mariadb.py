@@ -7,6 +7,7 @@ the last word, and a server started on the snapshot has nothing to replay.
 
 import shutil
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from atoll_agent.config import ApplicationConfig
 from atoll_agent.errors import ApplicationError
 from atoll_agent.mariadblog import START_MARK, judge_log
 from atoll_agent.serverlog import log_since_start
-from atoll_agent.session import Session, StillRunningError
+from atoll_agent.session import Session, StatementError, StillRunningError
 
 KIND = "mariadb"
 _SOCKETS = ("/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock")
@@ -26,6 +27,7 @@ _MAX_HISTORY = 20_000
 # A checkpoint's own record: what a log holds that needs no replay (log0log.h, SIZE_OF_FILE_CHECKPOINT).
 _CLEAN_LOG_BYTES = 16
 _CHECKPOINT_TRIES = 5
+_PURGE_SECONDS = 1.0
 
 _STATUS = (
     "SELECT variable_value FROM information_schema.global_status WHERE variable_name = '{name}'"
@@ -185,22 +187,33 @@ class MariaDb:
         if not _can_checkpoint(control, deadline):
             age = _status(control, "innodb_checkpoint_age", deadline)
             return f"this server cannot checkpoint on demand; recovery will replay {age} bytes"
-        history = _status(control, "innodb_history_list_length", deadline)
-        if history <= _MAX_HISTORY:
-            # Waits until purge has nothing left; the value itself is not kept by the server.
-            control.ask("SET GLOBAL innodb_max_purge_lag_wait = 0", deadline)
+        left = self._drain_purge(control, deadline)
         age = 0
         for _ in range(_CHECKPOINT_TRIES):
             control.ask("SET GLOBAL innodb_log_checkpoint_now = ON", deadline)
             age = _status(control, "innodb_checkpoint_age", deadline)
             if age <= _CLEAN_LOG_BYTES:
                 break
-        if age > _CLEAN_LOG_BYTES or history > _MAX_HISTORY:
-            return (
-                f"recovery will replay {age} bytes or somewhat more: "
-                f"{history} old row versions were left to purge"
-            )
+        if age > _CLEAN_LOG_BYTES or left:
+            return f"recovery may replay some log: {left} old row versions were left to purge"
         return ""
+
+    def _drain_purge(self, control: Session, deadline: Deadline) -> int:
+        """Let purge come to its end, within limits; returns how many old row versions are left.
+
+        An open transaction that still reads them keeps them for as long as it likes.
+        """
+        history = _status(control, "innodb_history_list_length", deadline)
+        if 0 < history <= _MAX_HISTORY:
+            limit = min(_PURGE_SECONDS, deadline.remaining / 3)
+            control.ask(f"SET max_statement_time = {limit:.3f}", deadline)
+            # The time limit is no failure: what is left is counted below.
+            with suppress(StatementError):
+                # Waits until nothing is left; the server does not keep the value.
+                control.ask("SET GLOBAL innodb_max_purge_lag_wait = 0", deadline)
+            control.ask("SET max_statement_time = 0", deadline)
+            history = _status(control, "innodb_history_list_length", deadline)
+        return history
 
     def _position(self, deadline: Deadline) -> str:
         assert self._control is not None
@@ -216,7 +229,7 @@ class MariaDb:
         self._control.ask("SET SESSION TRANSACTION READ ONLY", deadline)
         try:
             return self._control.ask(self._server.witness, deadline)[:_MAX_WITNESS], ""
-        except ApplicationError as error:
+        except StatementError as error:
             return None, f"the witness did not answer: {error}"
 
 

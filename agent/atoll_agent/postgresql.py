@@ -15,7 +15,7 @@ from atoll_agent.config import ApplicationConfig
 from atoll_agent.errors import ApplicationError
 from atoll_agent.pglog import judge_log
 from atoll_agent.serverlog import log_since_start
-from atoll_agent.session import Session, StillRunningError
+from atoll_agent.session import Session, StatementError, StillRunningError
 
 KIND = "postgresql"
 _CLUSTERS = "/var/lib/postgresql"
@@ -245,9 +245,7 @@ class PostgreSql:
             except StillRunningError:
                 blockers = self._clear_the_way(lock.backend, deadline)
                 session.collect(Deadline(wait + 5))
-        except StillRunningError:
-            raise
-        except ApplicationError as error:
+        except StatementError as error:
             return f"database {lock.database}: {blockers or error}"
         session.ask("SET LOCAL statement_timeout = 0", deadline)
         return ""
@@ -279,9 +277,7 @@ class PostgreSql:
             answer, remark = None, ""
             try:
                 answer = lock.session.ask(self._cluster.witness, deadline)[:_MAX_WITNESS]
-            except StillRunningError:
-                raise
-            except ApplicationError as error:
+            except StatementError as error:
                 remark = f"the witness did not answer: {error}"
             lock.session.ask("ROLLBACK TO witness", deadline)
             return answer, remark

@@ -17,6 +17,10 @@ class StillRunningError(ApplicationError):
     """The statement has not ended yet; `collect` may be called again."""
 
 
+class StatementError(ApplicationError):
+    """The server refused the statement; the session goes on."""
+
+
 class Session:
     """One client on its server's local socket. Not thread-safe.
 
@@ -95,7 +99,7 @@ class Session:
         self._receive(0)
         errors, self._errors = self._errors.decode(errors="replace").strip(), b""
         if errors:
-            raise ApplicationError(_first_line(errors))
+            raise StatementError(_first_line(errors))
         return self._answer[: -len(end)].decode(errors="replace").removesuffix("\n")
 
     def close(self) -> None:

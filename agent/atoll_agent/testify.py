@@ -30,7 +30,7 @@ _ANSWER_SECONDS = 20.0
 _IDLE_SECONDS = 0.5
 
 
-def testify(applications: Sequence[Application]) -> dict[str, Any]:
+def give_testimony(applications: Sequence[Application]) -> dict[str, Any]:
     """The testimony: time, file systems with `recovered`, applications with their logs' word."""
     try:
         recovered: frozenset[str] | None = recovered_devices(read_kernel_log())

@@ -1,6 +1,8 @@
 """Holds of real databases on a really frozen file system."""
 
+import dataclasses
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -8,7 +10,11 @@ import threading
 import pytest
 from private_guest import await_that, mariadb, mounted, postgres, run
 
+import atoll_agent.mariadb as mariadb_module
 from atoll.model.errors import AgentUnavailableError, HoldFailedError
+from atoll_agent import postgresql
+from atoll_agent.clock import Deadline
+from atoll_agent.config import ApplicationConfig
 
 pytestmark = pytest.mark.needs_root
 
@@ -60,10 +66,12 @@ def load(guest):
     stop.set()
     for thread in threads:
         thread.join()
-    assert bench.poll() is None, bench.stderr.read()
+    alive = bench.poll() is None
     bench.terminate()
-    bench.wait()
-    bench.stderr.close()
+    _, said = bench.communicate()
+    assert alive, said
+    assert b"deadlock" not in said
+    assert int(guest.psql("SELECT deadlocks FROM pg_stat_database WHERE datname = 'postgres'")) == 0
 
 
 def test_a_snapshot_of_a_hold_needs_no_recovery(guest, agent, load, tmp_path):
@@ -98,11 +106,24 @@ def test_a_snapshot_of_a_hold_needs_no_recovery(guest, agent, load, tmp_path):
                 5545,
             )
             replayed = replay_of(pg_log.read_text())
+            [cluster] = postgresql.discover(
+                (word("postgresql", data_directory=str(mount / "pg/data")),), look=False
+            )
+            testimony = cluster.testify(Deadline(60))
+            assert (testimony.answering, testimony.witness) == (True, str(rows))
+            assert (testimony.wal_replayed_bytes, testimony.repair_ran) == (replayed, False)
         assert replayed < 1 << 20
         with mariadb(mount / "my/data", guest.base / "my/copy.sock", my_log):
             rows = int(guest.sql("SELECT count(*) FROM shop.orders", guest.base / "my/copy.sock"))
             assert before["orders"] <= rows <= before["orders"] + 1
             assert str(rows) == frozen.applications[1].witness
+            [server] = mariadb_module.discover(
+                (word("mariadb", socket=str(guest.base / "my/copy.sock"), database="shop"),),
+                look=False,
+            )
+            testimony = server.testify(Deadline(60))
+            assert (testimony.answering, testimony.witness) == (True, str(rows))
+            assert (testimony.wal_replayed_bytes, testimony.repair_ran) == (0, False)
         assert "Starting crash recovery" not in my_log.read_text()
         assert "End of log at LSN" in my_log.read_text()
     print(f"held {thawed.thawed_at - thawed.frozen_at:.2f} s; PostgreSQL replayed {replayed} bytes")
@@ -110,14 +131,62 @@ def test_a_snapshot_of_a_hold_needs_no_recovery(guest, agent, load, tmp_path):
     copy.unlink()
 
 
-def replay_of(log):
-    import re
+def word(kind, **changes):
+    table = "orders" if kind == "mariadb" else "ledger"
+    entry = ApplicationConfig(kind, "copy", None, None, 5432, None, None, None)
+    return dataclasses.replace(entry, witness=f"SELECT count(*) FROM {table}", **changes)
 
+
+def replay_of(log):
     def at(words):
         [(high, low)] = re.findall(words + r" ([0-9A-F]+)/([0-9A-F]+)", log)
         return (int(high, 16) << 32) + int(low, 16)
 
     return at("redo done at") - at("redo starts at") if "redo starts" in log else 0
+
+
+def test_holds_under_load_never_cost_the_application_a_deadlock(guest, agent, load):
+    seconds = []
+    for number in range(10):
+        frozen = agent.channel.freeze(f"many-{number}", 60, 30)
+        assert [state.detail for state in frozen.applications if not state.held] == []
+        assert agent.channel.thaw(f"many-{number}").held
+        seconds += [state.flush_seconds for state in frozen.applications]
+    print(f"longest flush of {len(seconds)}: {max(seconds):.3f} s")
+
+
+def test_old_readers_of_mariadb_are_reported_and_held_all_the_same(guest, agent):
+    with subprocess.Popen(
+        [
+            *("mariadb", "--no-defaults", "-BN", "--unbuffered", "--database=shop"),
+            f"--socket={guest.mariadb_socket}",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as reader:
+        reader.stdin.write(b"START TRANSACTION WITH CONSISTENT SNAPSHOT; SELECT 'open';\n")
+        reader.stdin.flush()
+        assert reader.stdout.readline() == b"open\n"
+        guest.sql("INSERT INTO shop.orders (note) VALUES ('x'); UPDATE shop.orders SET n = 5")
+        [_, state] = agent.channel.freeze("old", 60, 30).applications
+        assert state.held
+        assert "left to purge" in state.detail
+        assert agent.channel.thaw("old").held
+        reader.stdin.close()
+
+
+def test_a_witness_that_fails_does_not_cost_the_hold(guest, agent):
+    guest.psql("ALTER TABLE ledger RENAME TO hidden")
+    guest.sql("RENAME TABLE shop.orders TO shop.hidden")
+    try:
+        frozen = agent.channel.freeze("blind", 60, 30)
+        for state in frozen.applications:
+            assert (state.held, state.witness) == (True, None)
+            assert "the witness did not answer" in state.detail
+        assert agent.channel.thaw("blind").held
+    finally:
+        guest.psql("ALTER TABLE hidden RENAME TO ledger")
+        guest.sql("RENAME TABLE shop.hidden TO shop.orders")
 
 
 def test_a_killed_agent_leaves_nothing_frozen_or_locked(guest, agent):
@@ -221,10 +290,10 @@ def test_an_open_write_transaction_gives_a_lesser_hold_that_names_it(guest, agen
             "the transaction is open",
         )
         frozen = agent.channel.freeze("run-8", 60, 6)
-        postgresql, mariadb_state = frozen.applications
-        assert not postgresql.held
-        assert "forgetful" in postgresql.detail
-        assert postgresql.position
+        database, mariadb_state = frozen.applications
+        assert not database.held
+        assert "forgetful" in database.detail
+        assert database.position
         assert mariadb_state.held
         assert guest.frozen()
         assert agent.channel.thaw("run-8").held

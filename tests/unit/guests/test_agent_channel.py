@@ -1,0 +1,213 @@
+"""The channel against the agent's own server: who may speak, and what strange answers become."""
+
+import dataclasses
+import http.client
+import json
+import socket
+import ssl
+import threading
+
+import pytest
+
+from atoll.guests.authority import Authority, Credentials
+from atoll.guests.channel import AgentChannel, open_channels
+from atoll.guests.registry import EnrolledAgent
+from atoll.model.errors import AgentUnavailableError, HoldFailedError
+from atoll_agent.config import Config
+from atoll_agent.keeper import Keeper
+from atoll_agent.server import AgentServer
+
+UUID = "50123456-789a-bcde-f012-3456789abcde"
+
+
+def write(directory, name, issued):
+    directory.mkdir(exist_ok=True)
+    (directory / f"{name}.crt").write_bytes(issued.certificate)
+    (directory / f"{name}.key").write_bytes(issued.key)
+    return directory / f"{name}.crt", directory / f"{name}.key"
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority.open(tmp_path / "agents")
+
+
+@pytest.fixture
+def issued(authority):
+    return authority.issue_agent("db1", UUID)
+
+
+@pytest.fixture
+def keeper():
+    keeper = Keeper(list, list)
+    yield keeper
+    keeper.stop()
+
+
+@pytest.fixture
+def server(authority, issued, keeper, tmp_path):
+    certificate, key = write(tmp_path / "guest", "agent", issued)
+    config = Config(
+        "db1",
+        UUID,
+        "127.0.0.1",
+        0,
+        certificate,
+        key,
+        authority.credentials.authority,
+        (),
+        False,
+        (),
+        (),
+    )
+    server = AgentServer(config, keeper)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def entry(server, issued):
+    return EnrolledAgent(UUID, "db1", "127.0.0.1", server.server_address[1], issued.fingerprint)
+
+
+@pytest.fixture
+def channel(entry, authority):
+    return AgentChannel(entry, authority.credentials)
+
+
+def test_a_whole_hold_over_the_wire(channel):
+    channel.prepare("r1")
+    frozen = channel.freeze("r1", 60, 30)
+    assert (frozen.run, frozen.applications, frozen.filesystems) == ("r1", (), ())
+    status = channel.status()
+    assert (status.name, status.state, status.run) == ("db1", "held", "r1")
+    assert abs(status.clock_offset_seconds) <= status.clock_error_seconds + 0.01
+    thawed = channel.thaw("r1")
+    assert (thawed.held, thawed.frozen_at) == (True, frozen.frozen_at)
+    assert channel.thaw("r1") == thawed
+
+
+def test_refusals_are_errors_of_the_hold(channel):
+    channel.freeze("r1", 60, 30)
+    with pytest.raises(HoldFailedError, match=r"db1 could not be held.*run r1 is held"):
+        channel.freeze("r2", 60, 30)
+    with pytest.raises(AgentUnavailableError, match="lease_seconds must be"):
+        channel.freeze("r1", 600, 30)
+
+
+def stranger_credentials(kind, authority, tmp_path):
+    if kind == "agent":
+        certificate, key = write(tmp_path / "x", "c", authority.issue_agent("app1", "other"))
+    else:
+        other = Authority.open(tmp_path / "other")
+        certificate, key = write(tmp_path / "x", "c", other.issue_director())
+    return Credentials(certificate, key, authority.credentials.authority)
+
+
+@pytest.mark.parametrize("kind", ["agent", "other authority"])
+def test_nobody_but_the_director_gets_anything(kind, entry, authority, keeper, tmp_path):
+    stranger = AgentChannel(entry, stranger_credentials(kind, authority, tmp_path))
+    for call in (
+        stranger.status,
+        lambda: stranger.prepare("r"),
+        lambda: stranger.freeze("r", 60, 9),
+    ):
+        with pytest.raises(AgentUnavailableError):
+            call()
+    assert keeper.state().state == "idle"
+
+
+def test_a_clients_role_is_checked_beside_its_purpose(server, authority, tmp_path):
+    """Even a client certificate of the same authority is refused when its SAN is another."""
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    other = authority._issue("backup", "urn:atoll:console", [ExtendedKeyUsageOID.CLIENT_AUTH])
+    certificate, key = write(tmp_path / "x", "c", other)
+    status, answer = raw_call(server, authority, certificate, key, "GET", "/v1/status", b"")
+    assert status == 403
+    assert set(answer) == {"code", "message"}
+
+
+def raw_call(server, authority, certificate, key, method, path, body, headers=None):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_cert_chain(certificate, key)
+    context.load_verify_locations(authority.credentials.authority)
+    connection = http.client.HTTPSConnection(*server.server_address, context=context, timeout=30)
+    try:
+        connection.request(method, path, body=body, headers=headers or {})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers", "status"),
+    [
+        ("POST", "/v1/freeze", b"{}", {}, 400),
+        ("POST", "/v1/thaw", b'{"run": "a b"}', {}, 400),
+        ("POST", "/v1/thaw", b" " * 5000, {}, 400),
+        ("POST", "/v1/thaw", b"", {"Content-Length": "-1"}, 400),
+        ("POST", "/v1/thaw", b"", {"Content-Length": "999999999999"}, 400),
+        ("POST", "/v1/run", b'{"run": "a"}', {}, 404),
+        ("GET", "/../etc/passwd", b"", {}, 404),
+    ],
+)
+def test_wrong_requests_get_their_status(server, authority, method, path, body, headers, status):
+    ours = authority.credentials
+    got, answer = raw_call(
+        server, authority, ours.certificate, ours.key, method, path, body, headers
+    )
+    assert got == status
+    assert answer["message"].endswith(".")
+
+
+def test_older_protocols_are_refused(server, authority):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(authority.credentials.authority)
+    with (
+        socket.create_connection(server.server_address, timeout=30) as plain,
+        pytest.raises((ssl.SSLError, ConnectionError)),
+    ):
+        context.wrap_socket(plain)
+
+
+def test_the_director_knows_its_agents_apart(entry, authority):
+    elsewhere = dataclasses.replace(entry, instance_uuid="another")
+    with pytest.raises(AgentUnavailableError, match="is not the agent of db1"):
+        AgentChannel(elsewhere, authority.credentials).status()
+    replaced = dataclasses.replace(entry, fingerprint="00")
+    with pytest.raises(AgentUnavailableError, match="was replaced"):
+        AgentChannel(replaced, authority.credentials).thaw("r")
+
+
+def test_silence_ends_with_the_deadline(entry, authority, monkeypatch):
+    monkeypatch.setattr("atoll.guests.channel._STATUS_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        silent = dataclasses.replace(entry, port=mute.getsockname()[1])
+        with pytest.raises(AgentUnavailableError, match="does not answer"):
+            AgentChannel(silent, authority.credentials).status()
+
+
+def test_a_stranger_who_connects_and_waits_stops_nobody(server, channel):
+    with (
+        socket.create_connection(server.server_address),
+        socket.create_connection(server.server_address),
+    ):
+        assert channel.status().state == "idle"
+
+
+def test_nobody_listening_is_said_with_the_address(entry, authority):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    gone = dataclasses.replace(entry, port=port)
+    channels = open_channels((gone,), authority.credentials)
+    with pytest.raises(AgentUnavailableError, match=f"127.0.0.1:{port} does not answer"):
+        channels[UUID].status()
