@@ -1,5 +1,6 @@
 """A group snapshot is one instant for whoever writes to several LUNs over iSCSI."""
 
+import fcntl
 import struct
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,8 @@ from typing import Literal
 
 import pytest
 
-from atoll.storage.drivers.embedded import EmbeddedEngine
+from atoll.storage.drivers.embedded import EmbeddedEngine, barrier, btrfs
+from atoll.storage.drivers.embedded import engine as engine_module
 from atoll_lab.iscsi import IscsiLun
 
 pytestmark = pytest.mark.needs_root
@@ -17,6 +19,7 @@ pytestmark = pytest.mark.needs_root
 HOST = "iqn.1998-01.com.vmware:esx1"
 MIB = 1 << 20
 BLOCK = 4096
+_FICLONE = 0x40049409
 LUNS = ("first", "second")
 
 
@@ -113,6 +116,38 @@ def test_every_snapshot_is_one_instant(
             seen.append(first)
     assert seen == sorted(seen)
     assert seen[-1] - seen[0] >= snapshots, "the writer hardly wrote, so nothing was tested"
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_it_is_the_barrier_that_makes_it_one(
+    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    """A snapshot that takes the LUNs one by one, slowly, is whole behind the barrier and only there."""
+    with writing(engine, flush=False) as writer:
+
+        def one_by_one(source: Path, path: Path, *, read_only: bool) -> None:
+            assert read_only
+            btrfs.create_subvolume(path)
+            for lun in LUNS:
+                with (
+                    (source / f"{lun}.img").open("rb") as old,
+                    (path / f"{lun}.img").open("wb") as new,
+                ):
+                    fcntl.ioctl(new, _FICLONE, old.fileno())
+                reached = writer.written
+                for _ in range(50 if held else 5000):
+                    writer.join(timeout=0.01)
+                    if writer.written > reached + 5 or writer.failure:
+                        break
+
+        monkeypatch.setattr(btrfs, "snapshot", one_by_one)
+        if not held:
+            monkeypatch.setattr(
+                engine_module, "while_held", lambda _, action: barrier.while_held(None, action)
+            )
+        engine.snapshot_group("db", "s")
+    first, second = (newest(engine, "s", lun) for lun in LUNS)
+    assert is_one_instant(first, second) == held
 
 
 def test_two_instants_are_told_apart(engine: EmbeddedEngine) -> None:

@@ -153,9 +153,12 @@ def test_a_taken_port_is_told(btrfs_mount: Path) -> None:
             engine.present("g", "a", [HOST])
     engine.present("g", "a", [HOST])
     engine.stop()
-    with socket.create_server(("127.0.0.1", port)):
-        with pytest.raises(StorageUnreachableError, match=str(port)):
-            engine.reconcile()
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(StorageUnreachableError, match=str(port)),
+    ):
+        engine.reconcile()
+    assert find_process(TgtSocket(engine.runtime_directory / "g.tgt.0")) is None
     engine.reconcile()
     engine.stop()
 
@@ -175,7 +178,7 @@ def test_a_lost_image_is_told(pool: Path, engine: EmbeddedEngine) -> None:
     engine.create_lun("g", "a", 16 * MIB)
     (pool / "groups" / "g" / "a.img").unlink()
     assert "groups/g/a.img" in engine.reconcile()[0]
-    with pytest.raises(StorageUnreachableError, match="a.img"):
+    with pytest.raises(StorageUnreachableError, match=r"a\.img"):
         engine.grow_lun("g", "a", 32 * MIB)
     engine.delete_lun("g", "a")
     assert engine.reconcile() == []
