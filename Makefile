@@ -29,7 +29,7 @@ demo: setup      ## a site in a box, backed up, restored and proven; ends with a
 bench: bench-main ## every benchmark
 
 bench-main: setup ## figures of the main job, with an in-guest agent beside it
-	$(PY) bench/main.py
+	$(PY) -m bench.main
 
 agent: setup     ## build the agent as one file: build/atoll-agent.pyz
 	$(PY) -m atoll.guests.package build/atoll-agent.pyz

@@ -11,13 +11,16 @@ from typing import Any
 
 from atoll_agent import __version__, applications, watchdog
 from atoll_agent.application import Application
+from atoll_agent.clock import Deadline
 from atoll_agent.config import DEFAULT_PATH, Config, load_config
-from atoll_agent.errors import AgentError
+from atoll_agent.errors import AgentError, ApplicationError
 from atoll_agent.freezing import thaw_leftovers
 from atoll_agent.keeper import Keeper
 from atoll_agent.mounts import Mount, freezable, freeze_order, read_mounts, select_mounts
 from atoll_agent.server import AgentServer
 from atoll_agent.testify import find_port, give_testimony, serve_port
+
+_RECOVER_SECONDS = 30.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +51,11 @@ def _serve(config: Config) -> int:
     freed = thaw_leftovers([mount.mountpoint for mount in reversed(_find_mounts(config))])
     for mountpoint in freed:
         sys.stderr.write(f"atoll-agent: {mountpoint} was found frozen and was thawed\n")
+    for application in applications.discover(config):
+        try:
+            application.recover(Deadline(_RECOVER_SECONDS))
+        except ApplicationError as error:
+            sys.stderr.write(f"atoll-agent: {application.kind} {application.name}: {error}\n")
     keeper = Keeper(lambda: applications.discover(config), lambda: _find_mounts(config))
     server = AgentServer(config, keeper)
     stop = threading.Event()

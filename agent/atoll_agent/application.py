@@ -50,6 +50,10 @@ class Application(Protocol):
         """Which server of that kind."""
         ...
 
+    def recover(self, deadline: Deadline) -> None:
+        """Undo what an agent that was killed left changed in it. Raises ApplicationError."""
+        ...
+
     def prepare(self, deadline: Deadline) -> None:
         """Flush while everything serves. Raises ApplicationError."""
         ...

@@ -14,6 +14,7 @@ from pathlib import Path
 from atoll_agent.application import HeldApplication, Testimony
 from atoll_agent.clock import Deadline, boottime
 from atoll_agent.config import ApplicationConfig
+from atoll_agent.dirtypages import put_back, write_dirty_pages
 from atoll_agent.errors import ApplicationError
 from atoll_agent.mariadblog import START_MARK, judge_log
 from atoll_agent.serverlog import log_since_start
@@ -61,11 +62,18 @@ class MariaDb:
         return self._server.name
 
     def prepare(self, deadline: Deadline) -> None:
-        """Write all dirty pages, where the server can do so on demand."""
+        """Write dirty pages while it serves, so that the checkpoint under the lock is short."""
         session = self._session()
         try:
-            if _can_checkpoint(session, deadline):
-                session.ask("SET GLOBAL innodb_log_checkpoint_now = ON", deadline)
+            write_dirty_pages(session, self.name, deadline)
+        finally:
+            session.close()
+
+    def recover(self, deadline: Deadline) -> None:
+        """Put back the settings an agent killed while flushing left changed."""
+        session = self._session()
+        try:
+            put_back(session, self.name, deadline)
         finally:
             session.close()
 

@@ -88,6 +88,9 @@ class PostgreSql:
     def name(self) -> str:
         return self._cluster.name
 
+    def recover(self, deadline: Deadline) -> None:
+        """Nothing is ever changed in the server: locks end with their sessions."""
+
     def prepare(self, deadline: Deadline) -> None:
         """Checkpoint, so that the one under the hold finds little to write."""
         session = self._session("postgres")

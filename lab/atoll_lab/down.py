@@ -19,8 +19,8 @@ def take_down(where: Places) -> None:
             kill(run_directory)
     stop_vcenter(where)
     stop_storage(where)
-    if where.pool.exists():
-        destroy(where.pool)
+    if where.storage.exists():
+        destroy(where.storage)
     if where.root.exists():
         shutil.rmtree(where.root)
 

@@ -18,9 +18,14 @@ class Places:
     root: Path
 
     @property
-    def pool(self) -> Path:
+    def storage(self) -> Path:
         """Backing file and mount point of the storage pool."""
-        return self.root / "pool"
+        return self.root / "storage"
+
+    @property
+    def pool(self) -> Path:
+        """The mounted pool."""
+        return self.storage / "pool"
 
     @property
     def vcenter(self) -> Path:

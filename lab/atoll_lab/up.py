@@ -14,7 +14,7 @@ from atoll.guests.authority import Authority
 from atoll.guests.enrolment import DEFAULT_PORT, enrol
 from atoll.guests.interface import GuestAgent
 from atoll.model.errors import AgentUnavailableError, ConfigurationError
-from atoll.repository.keys import KeyFile
+from atoll.repository.keys import KeyFile, create_key_file
 from atoll.repository.repository import Repository
 from atoll.settings import load_settings
 from atoll.storage.drivers.embedded import EmbeddedEngine, create_pool
@@ -98,7 +98,7 @@ ca_file = "vcenter/ca.pem"
 [[storage]]
 name = "{blueprint.STORAGE}"
 driver = "embedded"
-root = "pool/mount"
+root = "storage/pool"
 # QEMU flushes when its guest does, so acknowledging from cache loses nothing a guest was promised.
 durability = "cache"
 
@@ -117,8 +117,9 @@ state_directory = "state"
 
 
 def _storage(where: Places, say: Say) -> EmbeddedEngine:
-    mount = create_loop_pool(where.pool, blueprint.POOL_BYTES)
-    create_pool(mount, f"{blueprint.STORAGE}-{where.name}")
+    create_pool(
+        create_loop_pool(where.storage, blueprint.POOL_BYTES), f"{blueprint.STORAGE}-{where.name}"
+    )
     engine = open_engine(load_settings(where.settings))
     if not isinstance(engine, EmbeddedEngine):
         raise ConfigurationError(f"{where.settings} names another storage than the lab's own.")
@@ -141,7 +142,7 @@ def _storage(where: Places, say: Say) -> EmbeddedEngine:
 def _fill_volumes(where: Places, engine: EmbeddedEngine) -> None:
     """Format the LUNs and put the guests' disks on them; from the start if it was cut short."""
     luns = {lun.name: lun for group in engine.groups() for lun in group.luns}
-    pool = open_pool(where.pool / "mount")
+    pool = open_pool(where.pool)
     images = {plan.datastore: pool.image(blueprint.GROUP, plan.name) for plan in blueprint.LUNS}
     for plan in blueprint.LUNS:
         naa = bytes.fromhex(luns[plan.name].naa.removeprefix("naa."))
@@ -257,7 +258,7 @@ def _await(ready: Callable[[], bool], limit_seconds: float, what: str) -> None:
 def _repository(where: Places) -> None:
     key = where.root / "repository.key"
     if not key.exists():
-        KeyFile.create(key)
+        create_key_file(key)
     if not where.repository.exists():
         Repository.create(where.repository, KeyFile(key))
 
@@ -274,7 +275,7 @@ def _boot(
     presented = {item.lun: item for item in engine.presentations()}
     lun_of = {plan.datastore: plan.name for plan in blueprint.LUNS}
     iqn = next(host.iqn for host in blueprint.HOSTS if host.name == vm.host)
-    pool = open_pool(where.pool / "mount")
+    pool = open_pool(where.pool)
     disks = []
     for number, disk in enumerate(vm.disks):
         lun = lun_of[disk.datastore]

@@ -10,7 +10,7 @@ from atoll.guests.channel import open_channels
 from atoll.guests.interface import GuestAgent
 from atoll.guests.registry import AgentRegistry
 from atoll.model.errors import ConfigurationError
-from atoll.repository.keys import KeyFile
+from atoll.repository.keys import KeyFile, create_key_file
 from atoll.repository.repository import Repository
 from atoll.service.journal import Journal
 from atoll.service.site import Site
@@ -78,7 +78,7 @@ def create_repository(config: Path | None) -> Repository:
     """A new repository where the settings say, with a new key file unless there is one."""
     settings = load_settings(config)
     key = settings.repository.key_file
-    source = KeyFile(key) if key.exists() else KeyFile.create(key)
+    source = KeyFile(key) if key.exists() else create_key_file(key)
     return Repository.create(settings.repository.location, source)
 
 

@@ -1,0 +1,71 @@
+"""How a benchmark reports: a table for people, `build/bench/NAME.json` for machines."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from atoll.cli.output import size, table
+
+OUT = Path("build/bench")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured thing.
+
+    `value` is the median of `samples`. `versus` names the peer or limit of the
+    same run and `ratio` is ours over theirs; both None when there is no peer.
+    """
+
+    name: str
+    value: float
+    unit: str
+    samples: tuple[float, ...]
+    versus: str | None = None
+    ratio: float | None = None
+
+
+def figure(
+    name: str,
+    samples: Sequence[float],
+    unit: str,
+    versus: str | None = None,
+    peer: float | None = None,
+) -> Figure:
+    """A figure from samples; `peer` is what the same run measured of `versus`."""
+    value = statistics.median(samples)
+    ratio = value / peer if peer else None
+    return Figure(name, value, unit, tuple(samples), versus, ratio)
+
+
+def publish(name: str, figures: Sequence[Figure]) -> None:
+    """Print the table and write the file."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / f"{name}.json").write_text(
+        json.dumps([asdict(item) for item in figures], indent=2) + "\n"
+    )
+    table(
+        ["figure", ">median", ">min", ">max", ">n", "versus", ">ratio"],
+        [
+            (
+                item.name,
+                _said(item.value, item.unit),
+                _said(min(item.samples), item.unit),
+                _said(max(item.samples), item.unit),
+                str(len(item.samples)),
+                item.versus or "",
+                f"{item.ratio:.2f}" if item.ratio is not None else "",
+            )
+            for item in figures
+        ],
+    )
+
+
+def _said(value: float, unit: str) -> str:
+    if unit == "bytes":
+        return size(value)
+    if unit == "ratio":
+        return f"{value:.2f}"
+    return f"{value:.3f} {unit}"
