@@ -101,6 +101,9 @@ class NbdExport:
 
     def _clear_leftover(self) -> None:
         """A socket nobody listens on was left by a process that was killed."""
+        # Connecting to what is no socket is refused in the same way, and must cost nobody a file.
+        if not self._path.is_socket():
+            return
         with socket.socket(socket.AF_UNIX) as probe:
             try:
                 probe.connect(str(self._path))

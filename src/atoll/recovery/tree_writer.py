@@ -92,7 +92,7 @@ class TreeWriter:
 
     def refuse_existing(self, name: str) -> None:
         """RestoreTargetError when `name`, or for "" anything, is in the target already."""
-        present = set(os.listdir(self._top)) - {self._name}
+        present = set(os.listdir(self._top)) - {self._name}  # noqa: PTH208 - a descriptor
         if name in present or (not name and present):
             raise self._taken(name or min(present))
 
@@ -376,7 +376,7 @@ class TreeWriter:
 
     def _clear_leftovers(self) -> None:
         """Remove staging directories whose process was killed: their lock is free."""
-        for name in os.listdir(self._top):
+        for name in os.listdir(self._top):  # noqa: PTH208 - a descriptor
             if not _STAGING.fullmatch(name):
                 continue
             with suppress(BlockingIOError, FileNotFoundError), self._opened(self._top, name) as old:

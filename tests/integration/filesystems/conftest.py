@@ -130,7 +130,7 @@ def fill(top: Path, form: str) -> None:
         os.mkdir(corner + b"dir%d" % size)
         for number in range(size):
             write(b"dir%d/f%d" % (size, number), b"x")
-    for number in range(60):  # two files growing in turns come out in pieces
+    for _ in range(60):  # two files growing in turns come out in pieces
         for name in (b"frag1", b"frag2"):
             with open(corner + name, "ab") as file:
                 file.write(rnd.randbytes(5000))
@@ -138,7 +138,8 @@ def fill(top: Path, form: str) -> None:
     with open(corner + b"punched", "wb") as file:
         file.write(rnd.randbytes(1 << 20))
     if form.startswith("ext4"):
-        subprocess.run(["fallocate", "-p", "-o", "40960", "-l", "65536", corner + b"punched"])
+        punch = ["fallocate", "-p", "-o", "40960", "-l", "65536", corner + b"punched"]
+        subprocess.run(punch, check=True)
         subprocess.run(["fallocate", "-l", "8M", corner + b"preallocated"], check=True)
         with open(corner + b"preallocated", "r+b") as file:
             file.seek(1 << 20)
