@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from atoll.model.errors import PoolFullError, UnsupportedFormatError
@@ -72,6 +73,7 @@ class Pool:
         self._kind = kind
         self._file: Inode = table.system(_SYSTEM_FILE[kind])
         self._reserved = reserved
+        self._attempt: list[Run] | None = None
         self.geometry = table.geometry(kind)
 
     def cluster(self, number: int) -> Cluster:
@@ -108,10 +110,24 @@ class Pool:
     def take(self, runs: list[Run]) -> None:
         """Own these resources; all of them must be free."""
         self._mark(runs, free=False)
+        if self._attempt is not None:
+            self._attempt += runs
 
     def release(self, runs: list[Run]) -> None:
         """Give these resources back."""
         self._mark(runs, free=True)
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Give back what is taken within when it ends in an error; nothing may point to it yet."""
+        self._attempt = []
+        try:
+            yield
+        except BaseException:
+            self.release(self._attempt)
+            raise
+        finally:
+            self._attempt = None
 
     def allocate(self, count: int) -> list[int]:
         """Own the first free resources; PoolFullError when there are too few."""

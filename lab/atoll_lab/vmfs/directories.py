@@ -24,7 +24,7 @@ from atoll_lab.vmfs.layout import (
     inode_address,
     resource_pointer,
 )
-from atoll_lab.vmfs.name_hash import MAX_NAME_BYTES, name_hash
+from atoll_lab.vmfs.name_hash import name_hash
 
 HEADER_BYTES = 0x10000
 EMPTY_BYTES = HEADER_BYTES + METADATA
@@ -163,10 +163,7 @@ class Directory:
         """(index in the hash table, link hash, low half); system files have fixed places."""
         if self._is_root and name in SYSTEM_FILES:
             return _FIRST_SYSTEM_HASH + SYSTEM_FILES.index(name), 0, 0
-        raw = name.encode()
-        if not 0 < len(raw) <= MAX_NAME_BYTES or "/" in name:
-            raise ValueError(f"{name!r} is no file name of 1 to {MAX_NAME_BYTES} bytes")
-        value = name_hash(raw)
+        value = name_hash(name.encode())
         slots = _HASH_SLOTS - _ROOT_RESERVED if self._is_root else _HASH_SLOTS
         return value % slots, value >> 16 & 0xFFFF, value & 0xFFFF
 

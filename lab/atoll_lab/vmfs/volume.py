@@ -5,13 +5,14 @@ is taken before anything points to it, and given back after nothing does.
 """
 
 import os
-import random
-import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
 from atoll_lab.vmfs.allocation import Pool, Run, runs_of
+from atoll_lab.vmfs.block_maps import BlockMaps
 from atoll_lab.vmfs.descriptor import descriptor_text, flat_name, resized
 from atoll_lab.vmfs.device import Device, data_ranges
 from atoll_lab.vmfs.directories import EMPTY_BYTES, Directory, Entry, empty_directory
@@ -20,8 +21,6 @@ from atoll_lab.vmfs.inode import Inode
 from atoll_lab.vmfs.layout import (
     FILE_BLOCK,
     INODES_PER_CLUSTER,
-    POINTERS_PER_BLOCK,
-    POINTERS_PER_INODE,
     RESIDENT_BYTES,
     ROOT,
     SUB_BLOCK,
@@ -33,12 +32,11 @@ from atoll_lab.vmfs.layout import (
     block_pointer,
     inode_address,
     inode_number,
-    resource_number,
-    resource_pointer,
 )
+from atoll_lab.vmfs.name_hash import MAX_NAME_BYTES
+from atoll_lab.vmfs.placement import Placement
 
 Layout = Literal["thick", "thin", "fragmented", "lazy"]
-_PIECE_BLOCKS = 4
 _LARGE_FILE = 9  # the flags ESX gives to files of whole blocks
 
 
@@ -65,6 +63,8 @@ class Volume:
             self._blocks = Pool(self._table, Resource.FILE_BLOCK)
             self._sub_blocks = Pool(self._table, Resource.SUB_BLOCK)
             self._inodes = Pool(self._table, Resource.DESCRIPTOR, reserved=INODES_PER_CLUSTER)
+            self._placement = Placement(self._device, self._blocks)
+            self._maps = BlockMaps(self._table, self._sub_blocks)
         except BaseException:
             self._device.close()
             raise
@@ -94,17 +94,12 @@ class Volume:
         parent, name = self._parent(path)
         if parent.find(name) is not None:
             raise FileExistsError(17, "there is a file of that name", path)
-        inode = self._new_inode(
-            Kind.DIRECTORY, Addressing.SUB_BLOCKS, 16, 0o40755, parent.inode.address
-        )
-        per_cluster = self._sub_blocks.geometry.per_cluster
-        numbers = self._sub_blocks.allocate(-(-EMPTY_BYTES // SUB_BLOCK))
-        inode.set_pointers(
-            {
-                n: resource_pointer(Resource.SUB_BLOCK, number, per_cluster)
-                for n, number in enumerate(numbers)
-            }
-        )
+        with self._attempt():
+            numbers = self._sub_blocks.allocate(-(-EMPTY_BYTES // SUB_BLOCK))
+            inode = self._new_inode(
+                Kind.DIRECTORY, Addressing.SUB_BLOCKS, 16, 0o40755, parent.inode.address
+            )
+        inode.set_pointers({n: self._maps.sub_block_pointer(b) for n, b in enumerate(numbers)})
         inode.set_block_count(len(numbers))
         inode.set("size", EMPTY_BYTES)
         inode.set("links", 2)
@@ -121,27 +116,8 @@ class Volume:
         old = parent.find(name)
         if old is not None and old.kind != Kind.FILE:
             raise IsADirectoryError(21, "it is not a file", path)
-        address = parent.inode.address
-        if len(data) <= RESIDENT_BYTES:
-            inode = self._new_inode(Kind.FILE, Addressing.RESIDENT, 16, 0o600, address)
-            inode.set_resident(data)
-        elif len(data) <= SUB_BLOCK:
-            inode = self._new_inode(Kind.FILE, Addressing.SUB_BLOCKS, 16, 0o600, address)
-            (number,) = self._sub_blocks.allocate(1)
-            per_cluster = self._sub_blocks.geometry.per_cluster
-            inode.set_pointers({0: resource_pointer(Resource.SUB_BLOCK, number, per_cluster)})
-            inode.set_block_count(1)
-            inode.set("size", len(data))
-            self._table.write(inode, 0, data.ljust(SUB_BLOCK, b"\0"))
-        else:
-            inode = self._new_inode(Kind.FILE, Addressing.FILE_BLOCKS, 20, 0o600, address)
-            inode.set("flags", _LARGE_FILE)
-            blocks = [b for run in self._place(-(-len(data) // FILE_BLOCK)) for b in _blocks(run)]
-            self._set_map(inode, len(data), {n: block_pointer(b) for n, b in enumerate(blocks)})
-            for n, block in enumerate(blocks):
-                piece = data[n * FILE_BLOCK : (n + 1) * FILE_BLOCK]
-                self._device.write(block * FILE_BLOCK, piece)
-        self._table.save(inode)
+        with self._attempt():
+            inode = self._new_file(data, parent.inode.address)
         if old is None:
             parent.add(name, inode.address, Kind.FILE, inode.get("generation"))
         else:
@@ -176,13 +152,15 @@ class Volume:
         text = descriptor_text(flat, size_bytes, thin=layout == "thin")
         source = os.open(content, os.O_RDONLY | os.O_CLOEXEC) if content is not None else -1
         try:
-            inode = self._fill_disk(parent, size_bytes, source, layout)
+            with self._attempt():
+                data = self._fill_disk(parent, size_bytes, source, layout)
+                descriptor = self._new_file(text, parent.inode.address)
         finally:
             if source >= 0:
                 os.close(source)
-        parent.add(flat, inode.address, Kind.FILE, inode.get("generation"))
-        self.write_file(path, text)
-        return self._extents(inode)
+        parent.add(flat, data.address, Kind.FILE, data.get("generation"))
+        parent.add(name, descriptor.address, Kind.FILE, descriptor.get("generation"))
+        return self._extents(data)
 
     def grow_disk(self, path: str, size_bytes: int) -> list[DiskExtent]:
         """Make a disk larger; new blocks follow the last if they are free. Thin stays thin."""
@@ -190,29 +168,37 @@ class Volume:
         if size_bytes < flat.size:
             raise ValueError(f"{path} has {flat.size} bytes and does not shrink to {size_bytes}")
         grown = resized(text, size_bytes)
-        pointers, _ = self._table.block_map(flat)
+        pointers, above = self._table.block_map(flat)
         old_count, new_count = -(-flat.size // FILE_BLOCK), -(-size_bytes // FILE_BLOCK)
         if len(pointers) == old_count and b"ddb.thinProvisioned" not in text:
             after = block_number(pointers[old_count - 1]) + 1 if old_count else None
-            runs = self._place(new_count - old_count, after)
-            blocks = [block for run in runs for block in _blocks(run)]
-            pointers |= {old_count + n: block_pointer(b) for n, b in enumerate(blocks)}
-        self._replace_map(flat, size_bytes, pointers)
+            with self._attempt():
+                runs = self._placement.place(new_count - old_count, after)
+                blocks = [block for run in runs for block in _blocks(run)]
+                pointers |= {old_count + n: block_pointer(b) for n, b in enumerate(blocks)}
+                self._maps.put(flat, size_bytes, pointers)
+        else:
+            self._maps.put(flat, size_bytes, pointers)
+        self._table.save(flat)
+        self._maps.release(above)
         self.write_file(path, grown)
         return self._extents(flat)
 
     def move_disk(self, path: str) -> list[DiskExtent]:
         """Put a disk's blocks elsewhere on the volume, in one run if there is one; nothing else."""
         flat = self._flat(path)
-        pointers, _ = self._table.block_map(flat)
-        runs = self._place(len(pointers))
-        targets = [block for run in runs for block in _blocks(run)]
-        moved: dict[int, int] = {}
-        for (index, pointer), target in zip(sorted(pointers.items()), targets, strict=True):
-            source = block_number(pointer) * FILE_BLOCK
-            self._device.copy_within(source, FILE_BLOCK, target * FILE_BLOCK)
-            moved[index] = block_pointer(target, pointer >> 7 & TO_BE_ZEROED)
-        self._replace_map(flat, flat.size, moved)
+        pointers, above = self._table.block_map(flat)
+        with self._attempt():
+            runs = self._placement.place(len(pointers))
+            targets = [block for run in runs for block in _blocks(run)]
+            moved: dict[int, int] = {}
+            for (index, pointer), target in zip(sorted(pointers.items()), targets, strict=True):
+                source = block_number(pointer) * FILE_BLOCK
+                self._device.copy_within(source, FILE_BLOCK, target * FILE_BLOCK)
+                moved[index] = block_pointer(target, pointer >> 7 & TO_BE_ZEROED)
+            self._maps.put(flat, flat.size, moved)
+        self._table.save(flat)
+        self._maps.release(above)
         self._blocks.release(runs_of([block_number(pointer) for pointer in pointers.values()]))
         return self._extents(flat)
 
@@ -267,6 +253,32 @@ class Volume:
         flat = self._flat_entry(parent, path)
         return self._extents(self._table.inode(flat.address) if flat else self._file(path))
 
+    def _new_file(self, data: bytes, address: int) -> Inode:
+        """A file with this content that no directory names yet."""
+        if len(data) <= RESIDENT_BYTES:
+            inode = self._new_inode(Kind.FILE, Addressing.RESIDENT, 16, 0o600, address)
+            inode.set_resident(data)
+        elif len(data) <= SUB_BLOCK:
+            inode = self._new_inode(Kind.FILE, Addressing.SUB_BLOCKS, 16, 0o600, address)
+            inode.set_pointers({0: self._maps.sub_block_pointer(*self._sub_blocks.allocate(1))})
+            inode.set_block_count(1)
+            inode.set("size", len(data))
+            self._table.write(inode, 0, data.ljust(SUB_BLOCK, b"\0"))
+        else:
+            inode = self._new_inode(Kind.FILE, Addressing.FILE_BLOCKS, 20, 0o600, address)
+            inode.set("flags", _LARGE_FILE)
+            blocks = [
+                b
+                for run in self._placement.place(-(-len(data) // FILE_BLOCK))
+                for b in _blocks(run)
+            ]
+            self._maps.put(inode, len(data), {n: block_pointer(b) for n, b in enumerate(blocks)})
+            for n, block in enumerate(blocks):
+                piece = data[n * FILE_BLOCK : (n + 1) * FILE_BLOCK]
+                self._device.write(block * FILE_BLOCK, piece)
+        self._table.save(inode)
+        return inode
+
     def _fill_disk(self, parent: Directory, size: int, source: int, layout: Layout) -> Inode:
         data = [] if source < 0 else list(data_ranges(source, 0, os.fstat(source).st_size))
         if data and data[-1][0] + data[-1][1] > size:
@@ -278,9 +290,9 @@ class Volume:
         }
         wanted = sorted(filled) if layout == "thin" else list(range(-(-size // FILE_BLOCK)))
         if layout == "fragmented":
-            runs = self._scattered(len(wanted))
+            runs = self._placement.scatter(len(wanted))
         else:
-            runs = self._place(len(wanted))
+            runs = self._placement.place(len(wanted))
         blocks = dict(zip(wanted, (b for run in runs for b in _blocks(run)), strict=True))
         for at, length in data:
             for block in range(at // FILE_BLOCK, (at + length - 1) // FILE_BLOCK + 1):
@@ -295,97 +307,15 @@ class Volume:
             index: block_pointer(block, TO_BE_ZEROED if lazy and index not in filled else 0)
             for index, block in blocks.items()
         }
-        self._set_map(inode, size, pointers)
+        self._maps.put(inode, size, pointers)
         self._table.save(inode)
         return inode
 
-    def _place(self, count: int, after: int | None = None) -> list[Run]:
-        """Own `count` blocks, cleared: right after a block, in one run, or in the longest runs."""
-        if not count:
-            return []
-        free = list(self._blocks.free_runs())
-        if sum(run.length for run in free) < count:
-            raise self._blocks.full(count)
-        chosen: list[Run] = []
-        if after is not None:
-            chosen = [Run(r.first, count) for r in free if r.first == after and r.length >= count]
-        if not chosen:
-            chosen = [Run(run.first, count) for run in free if run.length >= count][:1]
-        if not chosen:
-            for run in sorted(free, key=lambda r: -r.length):
-                missing = count - sum(r.length for r in chosen)
-                if missing:
-                    chosen.append(Run(run.first, min(run.length, missing)))
-        return self._own(chosen)
-
-    def _scattered(self, count: int) -> list[Run]:
-        """Own `count` blocks in small pieces with gaps between them, in no order, cleared."""
-        step = 2 * _PIECE_BLOCKS
-        pieces: list[Run] = []
-        missing = count
-        for run in self._blocks.free_runs():
-            for first in range(run.first, run.first + run.length - step + 1, step):
-                if missing:
-                    pieces.append(Run(first, min(_PIECE_BLOCKS, missing)))
-                    missing -= pieces[-1].length
-        if missing:  # no room for gaps: whatever there is
-            return self._place(count)
-        random.Random(count).shuffle(pieces)
-        return self._own(pieces)
-
-    def _own(self, runs: list[Run]) -> list[Run]:
-        self._blocks.take(runs)
-        for run in runs:  # what was deleted here must not show in a new disk
-            self._device.clear(run.first * FILE_BLOCK, run.length * FILE_BLOCK)
-        return runs
-
-    def _replace_map(self, inode: Inode, size: int, pointers: dict[int, int]) -> None:
-        """Let a file have these blocks; its old pointer blocks go once the new ones are in."""
-        _, old = self._table.block_map(inode)
-        self._set_map(inode, size, pointers)
-        self._table.save(inode)
-        self._release_sub_blocks(old)
-
-    def _set_map(self, inode: Inode, size: int, pointers: dict[int, int]) -> None:
-        """Put pointers into a descriptor, through new pointer blocks if they do not fit it."""
-        blocks = -(-size // FILE_BLOCK)
-        level, above = pointers, 0
-        if blocks <= POINTERS_PER_INODE:
-            kind = Addressing.FILE_BLOCKS
-        elif blocks <= POINTERS_PER_INODE * POINTERS_PER_BLOCK:
-            kind = Addressing.POINTER_BLOCKS
-        else:
-            kind = Addressing.DOUBLE
-        for _ in range({Addressing.POINTER_BLOCKS: 1, Addressing.DOUBLE: 2}.get(kind, 0)):
-            level = self._pointer_blocks(level)
-            above += len(level)
-        inode.set_pointers(level)
-        inode.set("addressing", kind)
-        inode.set("size", size)
-        inode.set("pointer_blocks", above)
-        inode.set_block_count(len(pointers))
-        unwritten = sum(1 for p in pointers.values() if p >> 7 & TO_BE_ZEROED)
-        inode.set("to_be_zeroed_count", unwritten)
-
-    def _pointer_blocks(self, pointers: dict[int, int]) -> dict[int, int]:
-        """Write pointers into new pointer blocks; returns the pointers to those."""
-        tables: dict[int, bytearray] = {}
-        for index, pointer in pointers.items():
-            above, within = divmod(index, POINTERS_PER_BLOCK)
-            table = tables.setdefault(above, bytearray(SUB_BLOCK))
-            struct.pack_into("<Q", table, 8 * within, pointer)
-        numbers = self._sub_blocks.allocate(len(tables))
-        per_cluster = self._sub_blocks.geometry.per_cluster
-        result: dict[int, int] = {}
-        for (above, table), number in zip(sorted(tables.items()), numbers, strict=True):
-            result[above] = resource_pointer(Resource.SUB_BLOCK, number, per_cluster)
-            self._device.write(self._table.pointer_at(result[above]), bytes(table))
-        return result
-
-    def _release_sub_blocks(self, pointers: list[int]) -> None:
-        per_cluster = self._sub_blocks.geometry.per_cluster
-        numbers = sorted(resource_number(pointer, per_cluster) for pointer in pointers)
-        self._sub_blocks.release(runs_of(numbers))
+    @contextmanager
+    def _attempt(self) -> Iterator[None]:
+        """Making something nothing points to yet: an error gives all it took back."""
+        with self._blocks.attempt(), self._sub_blocks.attempt(), self._inodes.attempt():
+            yield
 
     def _discard(self, address: int) -> None:
         """Give back a file that no directory names any more."""
@@ -393,7 +323,7 @@ class Volume:
         pointers, above = self._table.block_map(inode)
         self._inodes.release([Run(inode_number(address), 1)])
         own = [p for p in pointers.values() if p & 7 == Resource.SUB_BLOCK]
-        self._release_sub_blocks(above + own)
+        self._maps.release(above + own)
         numbers = [block_number(p) for p in pointers.values() if p & 7 == Resource.FILE_BLOCK]
         self._blocks.release(runs_of(sorted(numbers)))
 
@@ -446,8 +376,8 @@ class Volume:
 
     def _parent(self, path: str) -> tuple[Directory, str]:
         pure = PurePosixPath("/", path)
-        if not pure.name:
-            raise ValueError(f"{path!r} names no file")
+        if not 0 < len(pure.name.encode()) <= MAX_NAME_BYTES:
+            raise ValueError(f"{path!r} does not end in a file name of 1 to 127 bytes")
         return self._directory(str(pure.parent)), pure.name
 
     def _directory(self, path: str) -> Directory:
