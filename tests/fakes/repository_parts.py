@@ -136,7 +136,10 @@ class CountingStore:
         return self.inner.temporaries()
 
     def delete_temporary(self, name: str) -> None:
+        self.changes += 1
+        self._strike("before")
         self.inner.delete_temporary(name)
+        self._strike("after")
 
     def lock(self, *, exclusive: bool) -> StoreLock:
         return self.inner.lock(exclusive=exclusive)

@@ -1,0 +1,28 @@
+"""A key file and a small repository in a temporary directory."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "fakes"))
+
+from repository_parts import CHUNK
+
+from atoll.repository.keys import KeyFile, create_key_file
+from atoll.repository.repository import Repository
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> KeyFile:
+    return create_key_file(tmp_path / "key")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "repository"
+
+
+@pytest.fixture
+def repository(place: Path, key: KeyFile) -> Repository:
+    return Repository.create(place, key, chunk_bytes=CHUNK)
