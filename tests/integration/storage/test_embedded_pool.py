@@ -11,6 +11,7 @@ from atoll.model.errors import PoolFullError, StorageConflictError, StorageUnrea
 from atoll.model.storage import Portal
 from atoll.storage.drivers.embedded import EmbeddedEngine, create_pool
 from atoll.storage.drivers.embedded.process import find_process
+from atoll.storage.drivers.embedded.records import Records
 from atoll.storage.drivers.embedded.tgt_socket import TgtSocket
 from atoll_lab import pool as loop_pool
 from atoll_lab.iscsi import IscsiLun
@@ -171,6 +172,21 @@ def test_strangers_in_the_pool_are_told_and_left(pool: Path, engine: EmbeddedEng
     assert len(said) == 1
     assert "groups/g/mine.img" in said[0]
     assert stranger.read_bytes() == b"precious"
+
+
+def test_a_removal_cut_short_after_the_fact_is_forgotten(
+    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(_: Records, path: str) -> None:
+        raise InterruptedError(path)
+
+    engine.create_group("g")
+    monkeypatch.setattr(Records, "removed", die)
+    with pytest.raises(StorageUnreachableError):
+        engine.delete_group("g")
+    monkeypatch.undo()
+    assert len(engine.reconcile()) == 1
+    assert engine.reconcile() == []
 
 
 def test_a_lost_image_is_told(pool: Path, engine: EmbeddedEngine) -> None:

@@ -57,6 +57,8 @@ class Repair:
             groups.add(made_name(path.name) or path.name)
         for path in self._pool.snapshots_directory.iterdir():
             groups.add(path.name)
+        for owed in self._records.removals():
+            groups.add(Path(owed).parts[1])  # groups/<group>/… and snapshots/<group>/…
         done = []
         for group in sorted(groups | set(self._exports.daemons())):
             with self._pool.lock(group):
