@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import resource
 import socket
 import struct
 import subprocess
@@ -21,9 +20,6 @@ from atoll.model.errors import AtollError, NotFoundInPointError, UnsupportedForm
 
 PARSER = ("-m", "atoll.filesystems.parser")
 """What the child's interpreter runs."""
-
-_LEND_EVERY_SECONDS = 10.0
-_LENT_CPU_SECONDS = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +62,6 @@ class FileSystemSession:
         self._socket: socket.socket | None = None
         self._busy = False
         self._silent_seconds = 0.0
-        self._started_at = self._lent_at = 0.0
         self._start()
 
     def __enter__(self) -> Self:
@@ -225,7 +220,6 @@ class FileSystemSession:
                 cwd="/",
             )
         self._socket = ours
-        self._started_at = self._lent_at = time.monotonic()
         self._silent_seconds = 0.0
         try:
             self._greet()
@@ -252,7 +246,6 @@ class FileSystemSession:
             if length > wire.MAX_FRAME_BYTES or code not in set(Kind):
                 raise self._stop("a frame too large")
             kind, payload = Kind(code), self._exactly(length)
-            self._lend_cpu()
             if kind is Kind.BLOCKS:
                 self._serve(payload)
                 continue
@@ -272,18 +265,6 @@ class FileSystemSession:
         if length > wire.MAX_READ_BYTES or offset + length > self._reader.size_bytes:
             raise self._stop("a request for blocks outside the image")
         self._send(Kind.ANSWER, self._reader.read(offset, length))
-
-    def _lend_cpu(self) -> None:
-        # A jailed process has one thread, so it cannot have used more than the time since it
-        # started. Were this process killed, the child would stop by itself when the loan ends.
-        now = time.monotonic()
-        if self._process is not None and now - self._lent_at > _LEND_EVERY_SECONDS:
-            self._lent_at = now
-            until = int(now - self._started_at) + _LENT_CPU_SECONDS
-            with contextlib.suppress(ProcessLookupError):
-                resource.prlimit(
-                    self._process.pid, resource.RLIMIT_CPU, (until, resource.RLIM_INFINITY)
-                )
 
     def _exactly(self, length: int) -> bytes:
         pieces = bytearray()

@@ -1,6 +1,7 @@
 """A parser that a hostile image has taken over can do nothing but compute and be stopped."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,22 @@ def test_without_the_jail_the_attempts_succeed() -> None:
     got = outcomes("\n".join(kept))
     for name in ("open", "open below a held directory", "unix socket", "1 GiB"):
         assert got[name] == "allowed"
+
+
+def test_an_orphan_in_an_endless_loop_ends_by_itself() -> None:
+    source = str(Path(session_module.__file__).parents[2])
+    script = f"""
+import sys
+sys.path.insert(0, {source!r})
+from atoll.filesystems.jail import Confinement, allow_cpu, lock_down
+lock_down(Confinement())
+for _ in range(3):
+    allow_cpu(0.2)
+while True:
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=120)
+    assert done.returncode == -signal.SIGPROF
 
 
 HOSTILE = """
