@@ -64,7 +64,7 @@ def open_config(store: ObjectStore, source: KeySource) -> tuple[Config, MasterKe
     block = _good_copy(copies, CONFIG)
     config = _decode(block)
     master = _unlocked(store, source, config)
-    if block != _encode(config, master):
+    if not _authentic(block, master):
         raise RepositoryDamagedError(
             f"The settings of the repository {store.location} were altered without its key; "
             "restore the object `config` from a copy."
@@ -72,11 +72,11 @@ def open_config(store: ObjectStore, source: KeySource) -> tuple[Config, MasterKe
     return config, master
 
 
-def damaged_copies(store: ObjectStore, config: Config, master: MasterKey) -> list[tuple[str, str]]:
+def damaged_copies(store: ObjectStore, master: MasterKey) -> list[tuple[str, str]]:
     """(object, what is wrong) for each copy of settings or key slot that is not as written."""
     found = []
     for number, copy in enumerate(halves(store.get(CONFIG)), 1):
-        if copy != _encode(config, master):
+        if not _authentic(copy, master):
             found.append((CONFIG, f"copy {number} of 2 is not what was written"))
     for info in store.list(KEYS):
         for number, copy in enumerate(halves(store.get(info.name)), 1):
@@ -98,8 +98,19 @@ def _encode(config: Config, master: MasterKey) -> bytes:
         },
         sort_keys=True,
     ).encode()
-    tag = blake3(line, key=master.derive("config")).hexdigest()
-    return checked(line + b"|" + tag.encode())
+    return checked(line + b"|" + _tag(line, master))
+
+
+def _tag(line: bytes, master: MasterKey) -> bytes:
+    return blake3(line, key=master.derive("config")).hexdigest().encode()
+
+
+def _authentic(block: bytes, master: MasterKey) -> bool:
+    try:
+        line, _, tag = unchecked(block).rpartition(b"|")
+    except RepositoryDamagedError:
+        return False
+    return tag == _tag(line, master)
 
 
 def _decode(block: bytes) -> Config:

@@ -146,7 +146,7 @@ class Verifier:
         return list(points.values())
 
     def _check_settings(self, everyone: set[str]) -> None:
-        for name, detail in damaged_copies(self._store, self._config, self._master):
+        for name, detail in damaged_copies(self._store, self._master):
             self._finding(name, detail).points.update(everyone)
         self._count(len(self._store.get(CONFIG)))
         self._count(sum(info.size_bytes for info in self._store.list(KEYS)))

@@ -89,7 +89,7 @@ def test_a_full_disk_is_explained_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "writev", full)
-    with pytest.raises(RepositoryUnreachableError, match="No space left.*free space"):
+    with pytest.raises(RepositoryUnreachableError, match=r"No space left.*free space"):
         store.put("packs/ab/abcd", [b"x"])
     assert list(store.list("packs/")) == []
     assert store.temporaries() == []
