@@ -111,6 +111,9 @@ directory = "agents"
 
 [director]
 state_directory = "state"
+# Emulated guests on a busy machine need longer than real ones; the hold still ends when it can.
+lease_seconds = 40
+budget_seconds = 20
 """
     )
     temporary.rename(where.settings)
