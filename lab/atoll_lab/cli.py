@@ -36,7 +36,7 @@ def status(
     if json:
         as_json(rows)
         return
-    table(["part", "state", "detail"], [(row.part, row.state, row.detail) for row in rows])
+    table(["part", "state", "~detail"], [(row.part, row.state, row.detail) for row in rows])
 
 
 @app.command("down")

@@ -85,7 +85,7 @@ def list_agents(json: Annotated[bool, typer.Option("--json", help="Print JSON.")
         as_json(rows)
         return
     table(
-        ["VM", "address", "state", "version", ">clock", "problem"],
+        ["VM", "address", "state", "version", ">clock", "~problem"],
         [
             (
                 row.name,

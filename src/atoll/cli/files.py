@@ -23,7 +23,7 @@ def files(
         as_json(entries)
         return
     table(
-        ["mode", "owner", ">size", "changed", "name"],
+        ["mode", "owner", ">size", "changed", "~name"],
         [
             (
                 f"{entry.mode & 0o7777:04o}",

@@ -42,18 +42,17 @@ def inventory(
         as_json(rows)
         return
     table(
-        ["VM", "state", "host", "disk", ">size", "datastore", "LUN", "group", "storage", "agent"],
+        ["VM", "host", "disk", ">size", "datastore", "~storage / group / LUN", "agent"],
         [
             (
-                row.vm,
-                "on" if row.powered_on else "off",
+                row.vm if row.powered_on else f"{row.vm} (off)",
                 row.host,
                 row.disk,
                 size(row.size_bytes),
                 row.datastore,
-                ", ".join(row.luns) or "-",
-                row.group or "not protectable",
-                row.storage or "-",
+                f"{row.storage} / {row.group} / {', '.join(row.luns)}"
+                if row.group
+                else "no storage snapshot covers it",
                 "yes" if row.agent else "no",
             )
             for row in rows

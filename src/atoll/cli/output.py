@@ -11,8 +11,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+_PIPE_COLUMNS = 160
+"""Width of tables that go to a file or a pipe, where no terminal sets a limit."""
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
+err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _PIPE_COLUMNS)
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -42,12 +45,20 @@ def moment(at: float) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """Print a table; columns whose name begins with `>` are aligned right."""
-    drawn = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    """Print a table. A column named `>so` is aligned right, `~so` may take several lines."""
+    drawn = Table(
+        box=box.SIMPLE_HEAD,
+        title=title or None,
+        title_justify="left",
+        pad_edge=False,
+        show_edge=False,
+    )
     for column in columns:
-        right = column.startswith(">")
         drawn.add_column(
-            column.lstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=right
+            column.lstrip(">~"),
+            justify="right" if column.startswith(">") else "left",
+            overflow="fold",
+            no_wrap=not column.startswith("~"),
         )
     for row in rows:
         drawn.add_row(*row)

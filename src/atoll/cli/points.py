@@ -61,7 +61,7 @@ def point(
             + f"; file systems frozen: {', '.join(hold.filesystems) or 'none'}"
         )
         table(
-            ["application", "held", "position", "witness", ">flush"],
+            ["application", "~held", "position", "~witness", ">flush"],
             [
                 (
                     f"{state.kind} {state.name}",
@@ -74,7 +74,7 @@ def point(
             ],
         )
     table(
-        ["disk", ">size", ">read", ">added", "LUN", "where"],
+        ["disk", ">size", ">read", ">added", "LUN", "~where"],
         [
             (
                 disk.label,

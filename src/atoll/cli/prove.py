@@ -27,7 +27,7 @@ def prove(
             watched: Progress = progress
             evidence = prove_point(site, reference, timeout, watched)
         table(
-            ["fact", "value"],
+            ["fact", "~value"],
             [(name, _said(value)) for name, value in sorted(evidence.facts.items())],
             title=f"Booted and answering after {seconds(evidence.boot_seconds)}",
         )

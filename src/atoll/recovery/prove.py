@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from atoll.model.consistency import ApplicationState
+from atoll.model.consistency import ApplicationState, Consistency
 from atoll.model.points import Evidence, RestorePoint
 from atoll.model.progress import Progress
 from atoll.recovery.sandbox import Sandbox, SandboxDisk, SandboxLimits, open_sandbox
@@ -43,10 +43,9 @@ def prove(
     given = [SandboxDisk(label, base) for label, base in disks]
     with open_sandbox(given, workdir, limits or SandboxLimits()) as sandbox:
         trial = _Trial(sandbox, expected, agent_expected=point.proof.hold is not None)
+        trial.binding = point.proof.consistency is Consistency.APP
         trial.run(timeout_seconds)
-        evidence = trial.evidence()
-    progress.note(point.vm, evidence.summary)
-    return evidence
+        return trial.evidence()
 
 
 class _Trial:
@@ -62,6 +61,8 @@ class _Trial:
         self._testimony: Testimony | None = None
         self._seconds = 0.0
         self._failure = ""
+        # Whether the hold was unbroken, so that a witness must answer as it did then.
+        self.binding = False
 
     def run(self, timeout_seconds: float) -> None:
         """Ask until all is well, the guest is off or the time is over."""
@@ -84,6 +85,7 @@ class _Trial:
             self._testimony = testimony
             if self._all_answer(testimony):
                 self._seconds = time.monotonic() - self._started
+                self._failure = self._contradiction(testimony)
                 return
             # It answers but is not ready: the next question need not wait for the long silence.
             ask_at = now + ASK_EVERY_SECONDS
@@ -117,6 +119,17 @@ class _Trial:
         elif self._seconds >= timeout_seconds:
             self._failure = self._what_is_missing(timeout_seconds)
         return bool(self._failure)
+
+    def _contradiction(self, testimony: Testimony) -> str:
+        """An app-consistent point whose database tells another story than when it was held."""
+        for one in testimony.applications if self.binding else ():
+            held = self._expected.get((one.kind, one.name))
+            if held is not None and held.held and _same_witness(one, held) is False:
+                return (
+                    f"The witness of {one.kind} {one.name} DIFFERS: it said {held.witness!r} when "
+                    f"it was held and {one.witness!r} after the restore."
+                )
+        return ""
 
     def _all_answer(self, testimony: Testimony) -> bool:
         answering = {(one.kind, one.name) for one in testimony.applications if one.answering}
@@ -164,7 +177,6 @@ class _Trial:
                 facts[f"{label}: detail"] = one.detail
             held = self._expected.get((one.kind, one.name))
             if held is not None:
-                facts[f"{label}: position_as_held"] = one.position == held.position
                 facts[f"{label}: witness_as_held"] = _same_witness(one, held)
         return facts
 

@@ -39,7 +39,7 @@ class SandboxError(AtollError):
     """The sandbox itself could not be set up; nothing was learned about the restore point."""
 
     code = "sandbox"
-    exit_status = 27
+    exit_status = 29
 
 
 @dataclass(frozen=True, slots=True)
