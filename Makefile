@@ -1,12 +1,15 @@
 # `make demo` shows Atoll at work; `make test` proves it. Both make the machine ready first.
 PY := .venv/bin/python
 
-.PHONY: help setup test unit lint demo soak bench bench-main agent lock clean
+.PHONY: help setup setup-tests test unit lint demo soak bench bench-main agent lock clean
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | column -t -s "$$(printf '\t')"
 
 setup:           ## install packages and the virtual environment from the lock file
 	@sh scripts/setup
+
+setup-tests: setup
+	@sh scripts/setup tests
 
 lint: setup      ## style, types and layers
 	.venv/bin/ruff check .
@@ -17,10 +20,10 @@ lint: setup      ## style, types and layers
 unit: setup      ## the quick tests
 	.venv/bin/pytest -q tests/unit
 
-test: lint       ## everything but the long repeats
+test: lint setup-tests ## everything but the long repeats
 	.venv/bin/pytest -m "not soak"
 
-soak: setup      ## the long repeats
+soak: setup-tests ## the long repeats
 	.venv/bin/pytest -m soak
 
 demo: setup      ## a site in a box, backed up, restored and proven; ends with a report

@@ -8,7 +8,6 @@ from atoll_lab.guests.cache import cached, content_key
 from atoll_lab.guests.errors import LabGuestError
 
 SUITE = "bookworm"
-MIRROR = "http://deb.debian.org/debian"
 PACKAGES = (
     "acl",
     "attr",
@@ -56,7 +55,7 @@ def rootfs() -> Path:
     Built once with debootstrap, as root and with the network; about 150 MB are
     fetched. Raises LabGuestError with the end of the log when that fails.
     """
-    parts = [SUITE, MIRROR, KERNEL, *PACKAGES, *MODULES, *UNWANTED]
+    parts = [SUITE, KERNEL, *PACKAGES, *MODULES, *UNWANTED]
     return cached("rootfs", content_key(part.encode() for part in parts), _build)
 
 
@@ -68,7 +67,7 @@ def _build(work: Path) -> None:
         f"--include={','.join(PACKAGES)}",
         SUITE,
         str(root),
-        MIRROR,
+        *_mirror(),
     )
     _take_kernel(work, root)
     for pattern in UNWANTED:
@@ -79,13 +78,23 @@ def _build(work: Path) -> None:
                 path.unlink()
 
 
+def _mirror() -> list[str]:
+    """Where this machine's own apt gets the suite from; nothing leaves it to debootstrap."""
+    targets = _run("apt-get", "indextargets", "--format", "$(CODENAME) $(COMPONENT) $(REPO_URI)")
+    for line in targets.splitlines():
+        codename, component, uri = line.split(maxsplit=2)
+        if (codename, component) == (SUITE, "main"):
+            return [uri]
+    return []
+
+
 def _take_kernel(work: Path, root: Path) -> None:
     # Unpacked, not installed: its scripts would build an initramfs this guest has no use for.
     _run("chroot", str(root), "apt-get", "update", "-qq")
     listing = _run("chroot", str(root), "apt-cache", "depends", KERNEL)
     names = [line.split()[-1] for line in listing.splitlines() if "Depends: linux-image-" in line]
     if not names:
-        raise LabGuestError(f"{KERNEL} of {MIRROR} names no kernel; check the mirror.")
+        raise LabGuestError(f"{KERNEL} names no kernel; check the Debian mirror.")
     kernel = work / "kernel"
     kernel.mkdir()
     _run("chroot", str(root), "sh", "-c", f"cd /tmp && apt-get download -qq {names[0]}")

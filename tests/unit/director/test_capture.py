@@ -78,7 +78,7 @@ def planned(name: str, powered_on: bool = True) -> PlannedVm:
 
 
 def still(uuids: Sequence[str]) -> Mapping[str, tuple[str, tuple[str, ...]]]:
-    return {uuid: ("esx1", ("ds1",)) for uuid in uuids}
+    return dict.fromkeys(uuids, ("esx1", ("ds1",)))
 
 
 def run(guests: Sequence[Guest], storage: Storage, placement=still, *names: str, **policy):
