@@ -1,0 +1,103 @@
+"""Which snapshots stay, and what a dead run's record leads to."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from atoll.guests.interface import Thawed
+from atoll.model.consistency import Consistency, ConsistencyProof
+from atoll.model.errors import AgentUnavailableError
+from atoll.model.points import RestorePoint
+from atoll.model.storage import GroupSnapshot, LunGroup
+from atoll.service.journal import Journal, RunRecord
+from atoll.service.retire import clean_up, needed_snapshots, retire_snapshots
+
+
+def point(vm: str, run: str, at: float, group: str = "prod") -> RestorePoint:
+    snapshot = f"atoll-{run}"
+    proof = ConsistencyProof(
+        vm, Consistency.CRASH, (), None, group, snapshot, at, at, "esx1", "esx1"
+    )
+    return RestorePoint(
+        f"{run}-{vm}", run, vm, vm, at, group, snapshot, False, proof, (), "", "debian"
+    )
+
+
+@dataclass
+class Storage:
+    """The calls cleaning up makes."""
+
+    names: dict[str, set[str]]
+    clones: set[str] = field(default_factory=set)
+
+    def snapshots(self, group: str) -> list[GroupSnapshot]:
+        return [GroupSnapshot(group, name, 0, 0, 0, ()) for name in sorted(self.names[group])]
+
+    def delete_snapshot(self, group: str, name: str) -> None:
+        self.names.get(group, set()).discard(name)
+
+    def groups(self) -> list[LunGroup]:
+        clones = [LunGroup(name, (), "prod@x") for name in sorted(self.clones)]
+        return [LunGroup("prod", ()), *clones]
+
+    def delete_clone(self, clone: str) -> None:
+        self.clones.discard(clone)
+
+    def reconcile(self) -> list[str]:
+        return []
+
+
+class Guest:
+    def __init__(self, answers: bool = True) -> None:
+        self.answers, self.thawed = answers, list[str]()
+
+    def thaw(self, run: str) -> Any:
+        if not self.answers:
+            raise AgentUnavailableError("away")
+        self.thawed.append(run)
+        return Thawed(run, False, "the lease ended", None, 0.0)
+
+
+def test_each_vms_newest_point_keeps_its_snapshot() -> None:
+    points = [point("a", "r1", 1), point("b", "r1", 1), point("a", "r2", 2)]
+    assert needed_snapshots(points) == {("prod", "atoll-r1"), ("prod", "atoll-r2")}
+    assert needed_snapshots([*points, point("b", "r3", 3)]) == {
+        ("prod", "atoll-r2"),
+        ("prod", "atoll-r3"),
+    }
+
+
+def test_retiring_leaves_what_is_needed_and_what_is_not_ours() -> None:
+    storage = Storage({"prod": {"atoll-r1", "atoll-r2", "before-upgrade"}})
+    assert retire_snapshots(storage, "prod", [point("a", "r2", 2)]) == 1
+    assert storage.names["prod"] == {"atoll-r2", "before-upgrade"}
+
+
+def test_a_dead_runs_snapshot_clone_and_hold_are_cleared(tmp_path: Path) -> None:
+    journal, guest = Journal(tmp_path), Guest()
+    journal.begin(RunRecord("r2", "prod", "atoll-r2", ("a", "gone")))
+    storage = Storage({"prod": {"atoll-r1", "atoll-r2"}}, {"atoll-r2-clone", "mine"})
+    done = clean_up(storage, journal, {"a": guest}, [point("a", "r1", 1)])
+    assert storage.names["prod"] == {"atoll-r1"}
+    assert storage.clones == {"mine"}
+    assert guest.thawed == ["r2"]
+    assert journal.unfinished() == []
+    assert any("r2" in line for line in done)
+
+
+def test_a_run_that_died_after_its_commit_keeps_its_snapshot(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.begin(RunRecord("r2", "prod", "atoll-r2", ("a",)))
+    storage = Storage({"prod": {"atoll-r2"}})
+    clean_up(storage, journal, {}, [point("a", "r2", 2)])
+    assert storage.names["prod"] == {"atoll-r2"}
+
+
+def test_a_guest_that_does_not_answer_does_not_stop_the_cleaning(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.begin(RunRecord("r2", "prod", "atoll-r2", ("a",)))
+    storage = Storage({"prod": {"atoll-r2"}})
+    done = clean_up(storage, journal, {"a": Guest(answers=False)}, [])
+    assert storage.names["prod"] == set()
+    assert any("did not answer" in line for line in done)
+    assert journal.unfinished() == []
