@@ -5,14 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fake_fabric import FileFabric
-from vmfs_headers import write_vmfs_headers
-
 from atoll.vsphere.client import VCenterSettings
 from atoll_lab.blueprint import HOSTS
 from atoll_lab.vcenter.control import Control, NewDisk
 from atoll_lab.vcenter.simulator import Simulator
 from atoll_lab.vcenter.site import PowerHook
+from fake_fabric import FileFabric
+from vmfs_headers import write_vmfs_headers
 
 USER, PASSWORD = "backup@vsphere.local", "s3cret-word"
 ESX1, ESX2, ISLAND = HOSTS

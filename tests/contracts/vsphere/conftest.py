@@ -1,18 +1,14 @@
 """The simulated site the vSphere suites run against."""
 
 import ssl
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "fakes"))
-
 from pyVim.connect import Disconnect, SmartConnect
-from vsphere_site import PASSWORD, USER, SimulatedSite, simulated_site
 
 from atoll.vsphere.client import VCenter
+from vsphere_site import PASSWORD, USER, SimulatedSite, simulated_site
 
 
 @pytest.fixture

@@ -6,6 +6,9 @@ import pytest
 from pyVim.connect import SmartConnect
 from pyVim.task import WaitForTask
 from pyVmomi import vim, vmodl
+
+from atoll_lab.vcenter.control import Control, ControlError
+from atoll_lab.vcenter.simulator import Simulator
 from vmfs_headers import write_vmfs_headers
 from vsphere_site import (
     APP1_UUID,
@@ -18,9 +21,6 @@ from vsphere_site import (
     USER,
     simulated_site,
 )
-
-from atoll_lab.vcenter.control import Control, ControlError
-from atoll_lab.vcenter.simulator import Simulator
 
 Q = vmodl.query.PropertyCollector
 CLONE = "naa.6001405" + "c" * 25

@@ -6,7 +6,6 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 from pyVmomi import vim
-from vsphere_site import APP1_UUID, DB1_UUID, ESX1, PASSWORD, USER
 
 from atoll.model.errors import (
     AuthenticationError,
@@ -17,6 +16,7 @@ from atoll.model.errors import (
 from atoll.vsphere.client import VCenter
 from atoll.vsphere.session import Session
 from atoll.vsphere.tasks import await_task
+from vsphere_site import APP1_UUID, DB1_UUID, ESX1, PASSWORD, USER
 
 
 def test_wrong_password_is_told_without_the_password(site):

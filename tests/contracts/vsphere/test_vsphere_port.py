@@ -4,6 +4,11 @@ from pathlib import Path
 
 import pytest
 from pyVim.task import WaitForTask
+
+from atoll.model.errors import VCenterOperationError
+from atoll.model.inventory import Datastore, Host, VirtualDisk, VirtualMachine
+from atoll.vsphere.client import VCenter
+from atoll_lab.vcenter.control import NewDisk
 from vsphere_site import (
     APP1_UUID,
     DB1_UUID,
@@ -16,11 +21,6 @@ from vsphere_site import (
     SimulatedSite,
     simulated_site,
 )
-
-from atoll.model.errors import VCenterOperationError
-from atoll.model.inventory import Datastore, Host, VirtualDisk, VirtualMachine
-from atoll.vsphere.client import VCenter
-from atoll_lab.vcenter.control import NewDisk
 
 
 def test_inventory_joins_vms_disks_datastores_and_luns(site, vcenter):

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from repository_parts import CHUNK, CountingStore, MemoryDisk, image, noise, point
 
 from atoll.model.errors import RepositoryUnreachableError
 from atoll.model.extents import Extent
@@ -15,6 +14,7 @@ from atoll.repository.config import create_config
 from atoll.repository.keys import KeyFile
 from atoll.repository.local import LocalStore
 from atoll.repository.repository import Repository
+from repository_parts import CHUNK, CountingStore, MemoryDisk, image, noise, point
 
 OLD = noise(1, 40 * CHUNK)
 NEW = OLD[: 10 * CHUNK] + noise(2, 20 * CHUNK) + OLD[30 * CHUNK :]

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from repository_parts import CHUNK, MemoryDisk, image, noise, point
 
 from atoll.model.errors import (
     AtollError,
@@ -20,6 +19,7 @@ from atoll.model.readers import BlockReader
 from atoll.repository.keys import KeyFile
 from atoll.repository.local import LocalStore
 from atoll.repository.repository import Repository
+from repository_parts import CHUNK, MemoryDisk, image, noise, point
 
 
 def _content(reader: BlockReader) -> bytes:

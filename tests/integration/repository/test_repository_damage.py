@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from repository_parts import CHUNK, MemoryDisk, image, noise, point
 
 from atoll.model.errors import AtollError, RepositoryDamagedError
 from atoll.model.extents import Extent
@@ -13,6 +12,7 @@ from atoll.repository.keys import KeyFile
 from atoll.repository.local import LocalStore
 from atoll.repository.packs import object_name
 from atoll.repository.repository import Repository
+from repository_parts import CHUNK, MemoryDisk, image, noise, point
 
 KINDS = ("config", "keys", "packs", "index", "points", "evidence")
 

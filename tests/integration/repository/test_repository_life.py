@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from repository_parts import CHUNK, MemoryDisk, image, noise, point
 
 from atoll.model.errors import (
     ConfigurationError,
@@ -21,6 +20,7 @@ from atoll.repository.keys import Argon2Cost, KeyFile, Passphrase, create_key_fi
 from atoll.repository.local import LocalStore
 from atoll.repository.repository import Repository
 from atoll.repository.sealing import checked, twice
+from repository_parts import CHUNK, MemoryDisk, image, noise, point
 
 
 def test_a_repository_is_made_once(place: Path, key: KeyFile, repository: Repository) -> None:

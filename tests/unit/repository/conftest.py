@@ -1,16 +1,12 @@
 """A key file and a small repository in a temporary directory."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "fakes"))
-
-from repository_parts import CHUNK
-
 from atoll.repository.keys import KeyFile, create_key_file
 from atoll.repository.repository import Repository
+from repository_parts import CHUNK
 
 
 @pytest.fixture

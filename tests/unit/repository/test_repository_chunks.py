@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from repository_parts import noise
 
 from atoll.model.errors import RepositoryDamagedError
 from atoll.repository.chunks import RAW, ZSTD, ChunkCodec
 from atoll.repository.keys import MasterKey
 from atoll.repository.local import LocalStore
 from atoll.repository.packs import OpenPack, PackKeys, check_pack, object_name, read_listing
+from repository_parts import noise
 
 MASTER = MasterKey(bytes(range(32)))
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repository_parts import CHUNK, MemoryDisk, image, noise, point
 from stranger import Stranger
 
 from atoll.model.consistency import Consistency
 from atoll.repository.keys import KeyFile, KeySource, Passphrase
 from atoll.repository.repository import Repository
+from repository_parts import CHUNK, MemoryDisk, image, noise, point
 
 GOLDEN = Path(__file__).parents[2] / "data" / "repository-v1"
 EXPECTED: dict[str, Any] = json.loads((GOLDEN / "expected.json").read_text())

@@ -4,11 +4,11 @@ import json
 from typing import Any
 
 import pytest
-from repository_parts import image, point
 
 from atoll.model.points import Evidence, RestorePoint
 from atoll.repository.copying import CopiedDisk
 from atoll.repository.records import from_json, to_json
+from repository_parts import image, point
 
 COPIED = CopiedDisk("ab" * 32, 1 << 40, 5, 4, 3, 2, 1)
 

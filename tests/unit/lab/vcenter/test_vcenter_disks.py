@@ -8,12 +8,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "fakes"))
 
-from vmfs_headers import SIZE, write_vmfs_headers
-
 from atoll_lab.blueprint import HOSTS
 from atoll_lab.vcenter.site import first_state
 from atoll_lab.vcenter.state import load_state, save_state
 from atoll_lab.vcenter.vmfs_header import read_volume
+from vmfs_headers import SIZE, write_vmfs_headers
 
 NAA = "naa.6001405" + "1" * 25
 VMFS_PARTITION = bytes.fromhex("2AE031AA0F40DB119590000C2911D1B8")
