@@ -1,6 +1,7 @@
 """Taking a lab down: guests, vCenter, storage, files. Safe to repeat, and after any crash."""
 
 import shutil
+from contextlib import suppress
 
 from atoll.model.errors import AtollError
 from atoll.settings import load_settings
@@ -23,6 +24,8 @@ def take_down(where: Places) -> None:
         destroy(where.storage)
     if where.root.exists():
         shutil.rmtree(where.root)
+    with suppress(OSError):  # other labs may live there
+        where.root.parent.rmdir()
 
 
 def stop_vcenter(where: Places) -> None:
@@ -43,3 +46,4 @@ def stop_storage(where: Places) -> None:
         return  # no pool, so nothing of it runs
     if isinstance(engine, EmbeddedEngine):
         engine.stop()
+        shutil.rmtree(engine.runtime_directory, ignore_errors=True)
