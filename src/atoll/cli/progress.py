@@ -5,17 +5,10 @@ import threading
 import time
 from types import TracebackType
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
-from atoll.cli.output import err, seconds
+from atoll.cli.output import err, seconds, size
 
 _SAYS = {
     "plan": "planning",
@@ -28,8 +21,26 @@ _SAYS = {
     "copy": "copying",
     "commit": "committing",
     "retire": "retiring old snapshots",
+    "restore": "restoring",
+    "verify": "reading and checking",
+    "boot": "booting in the sandbox",
     "done": "done",
 }
+
+
+class _Moved(ProgressColumn):
+    """Bytes, rate and time left of a stage that moves bytes; the time so far of any other."""
+
+    def render(self, task: Task) -> Text:
+        if not task.fields["moves"]:
+            return Text(seconds(task.elapsed or 0.0) if not task.finished else "")
+        parts = [f"{size(task.completed)} of {size(task.total or 0)}"]
+        rate = task.finished_speed or task.speed
+        if rate:
+            parts.append(f"{size(rate)}/s")
+        if task.time_remaining and not task.finished:
+            parts.append(f"{seconds(task.time_remaining)} left")
+        return Text("  ".join(parts))
 
 
 class LiveProgress:
@@ -42,9 +53,7 @@ class LiveProgress:
             TextColumn("{task.fields[vm]:<10}"),
             TextColumn("{task.description:<34}"),
             BarColumn(bar_width=24),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(compact=True),
+            _Moved(),
             console=err,
             transient=False,
         )
@@ -99,10 +108,15 @@ class LiveProgress:
 
     def _draw(self, vm: str, said: str, total_bytes: int) -> None:
         if vm not in self._tasks:
-            self._tasks[vm] = self._bars.add_task(said, vm=vm or "group", total=total_bytes or None)
+            self._tasks[vm] = self._bars.add_task(said, vm=vm or "group", total=None, moves=False)
         task = self._tasks[vm]
-        self._bars.update(task, description=said)
-        if total_bytes:
-            self._bars.update(task, total=total_bytes, completed=0)
-        elif said == _SAYS["done"]:
-            self._bars.update(task, total=1, completed=1)
+        if said == _SAYS["done"]:
+            self._bars.update(task, description=said, total=1, completed=1, moves=False)
+        else:
+            self._bars.reset(
+                task,
+                description=said,
+                total=total_bytes or None,
+                completed=0,
+                moves=bool(total_bytes),
+            )

@@ -10,7 +10,7 @@ from atoll.blocks.readers import MappedReader
 from atoll.blocks.vmfs import VmfsVolume, open_volumes
 from atoll.model.consistency import ConsistencyProof
 from atoll.model.errors import UnprotectableVmError
-from atoll.model.extents import Extent, total_bytes
+from atoll.model.extents import Extent, align, total_bytes
 from atoll.model.plan import PlannedDisk, PlannedVm
 from atoll.model.points import DiskImage, RestorePoint
 from atoll.model.progress import Progress
@@ -147,9 +147,10 @@ def _disk_work(
         else:
             parent = None  # it moved to LUNs the older snapshot may not have: read it in full
     if extents is None:
-        to_read = disk_map.size_bytes - total_bytes(reader.holes())
+        changed_bytes = to_read = disk_map.size_bytes - total_bytes(reader.holes())
     else:
-        to_read = total_bytes(extents)
+        changed_bytes = total_bytes(extents)
+        to_read = total_bytes(align(extents, repository.chunk_bytes, disk_map.size_bytes))
     return _DiskWork(
         reader=reader,
         disk_map=disk_map,
@@ -165,7 +166,7 @@ def _disk_work(
             extent_map="",
             luns=tuple(disk_map.luns),
             read_bytes=0,
-            changed_bytes=to_read,
+            changed_bytes=changed_bytes,
             stored_bytes=0,
         ),
     )
