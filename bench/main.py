@@ -120,7 +120,7 @@ def _hold_figures(runs: Sequence[Any]) -> list[Figure]:
         found = [
             point["proof"]["hold"] for run in runs for point in run["points"] if point["vm"] == vm
         ]
-        return [hold["thawed_at"] - hold["frozen_at"] for hold in found]
+        return [hold["thawed_at"] - hold["began_at"] for hold in found]
 
     snapshots = [run["snapshot"] for run in runs]
     return [

@@ -59,7 +59,17 @@ class Application(Protocol):
         ...
 
     def open(self, deadline: Deadline) -> list[int]:
-        """Open the sessions that will hold it; returns their process ids. Raises ApplicationError."""
+        """Open the sessions that will hold it; returns their process ids. Raises ApplicationError.
+
+        They may stay open for minutes, so they hold no lock and no transaction.
+        """
+        ...
+
+    def still_ready(self, deadline: Deadline) -> bool:
+        """Whether the opened sessions answer and can hold all there is to hold now.
+
+        Holds nothing and does not raise.
+        """
         ...
 
     def hold(self, deadline: Deadline) -> HeldApplication:

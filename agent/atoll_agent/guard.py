@@ -17,7 +17,8 @@ from atoll_agent.clock import Deadline
 from atoll_agent.errors import HoldError
 from atoll_agent.mounts import Mount
 
-_START_SECONDS = 15.0
+_START_SECONDS = 30.0
+_BEGIN_SECONDS = 2.0
 _THAW_SECONDS = 5.0
 
 
@@ -31,24 +32,22 @@ class Ending:
 
 
 class Guard:
-    """One hold's watchdog process.
+    """One hold's watchdog process, which waits armed until the hold begins.
 
-    `on_end` is called once, from a thread of its own, when the hold ends
-    without `thaw` having been called.
+    Raises HoldError when it cannot be started. It ends by itself, with the
+    sessions, when no hold begins within `armed_seconds`.
     """
 
     def __init__(
         self,
         mounts: Sequence[Mount],
         sessions: Sequence[int],
-        budget_seconds: float,
-        lease_seconds: float,
-        on_end: Callable[[Ending], None],
+        armed_seconds: float,
     ) -> None:
         self._mounts = tuple(mounts)
-        self._on_end = on_end
+        self._on_end: Callable[[Ending], None] | None = None
         self._changed = threading.Condition()
-        self._ready = False
+        self._ready = self._begun = self._told_to_freeze = False
         self._frozen_at: float | None = None
         self._refusal = ""
         self._ending: Ending | None = None
@@ -64,7 +63,7 @@ class Guard:
                 with suppress(ProcessLookupError):
                     pidfds.append(os.pidfd_open(pid))
             self._process = self._start((*self._descriptors, *pidfds))
-            self._send_orders(pidfds, budget_seconds, lease_seconds)
+            self._send_orders(pidfds, armed_seconds)
         except OSError as error:
             self._close_descriptors()
             raise HoldError(f"The watchdog could not be started: {error}.") from error
@@ -77,12 +76,33 @@ class Guard:
             self.thaw()
             raise HoldError("The watchdog did not start; nothing was frozen.")
 
+    @property
+    def alive(self) -> bool:
+        """Whether the watchdog still waits or holds."""
+        with self._changed:
+            return self._ending is None
+
+    def begin(
+        self, deadline: Deadline, lease_seconds: float, on_end: Callable[[Ending], None]
+    ) -> bool:
+        """Start the clock of the budget; False when the watchdog is not there to keep it.
+
+        `on_end` is called once, from a thread of its own, when what `freeze`
+        froze is let go without `thaw` having been called.
+        """
+        self._on_end = on_end
+        self._command(f"begin {deadline.remaining!r} {lease_seconds!r}\n".encode())
+        self._wait(lambda: self._begun, min(_BEGIN_SECONDS, deadline.remaining))
+        with self._changed:
+            return self._begun and self._ending is None
+
     def freeze(self, deadline: Deadline) -> float:
         """Freeze all file systems; returns when that was, by the guest's clock.
 
-        Raises HoldError, with nothing left frozen, when one of them refuses or
+        Must follow `begin`. Raises HoldError, with nothing left frozen, when one of them refuses or
         the time runs out.
         """
+        self._told_to_freeze = True
         self._command(b"freeze\n")
         self._wait(lambda: self._frozen_at is not None, deadline.remaining)
         if self._frozen_at is None or self._ending is not None:
@@ -92,7 +112,10 @@ class Guard:
         return self._frozen_at
 
     def thaw(self) -> Ending:
-        """Let go of all file systems and say whether they were held until now. Repeatable."""
+        """Let go of all file systems and say whether they were held until now. Repeatable.
+
+        Before `freeze`, ends the watchdog without touching anything.
+        """
         with self._changed:
             self._asked = True
         self._command(b"thaw\n")
@@ -120,13 +143,12 @@ class Guard:
             start_new_session=True,
         )
 
-    def _send_orders(self, pidfds: list[int], budget: float, lease: float) -> None:
+    def _send_orders(self, pidfds: list[int], armed_seconds: float) -> None:
         orders = {
             "mountpoints": [mount.mountpoint for mount in self._mounts],
             "descriptors": self._descriptors,
             "sessions": pidfds,
-            "budget_seconds": budget,
-            "lease_seconds": lease,
+            "armed_seconds": armed_seconds,
         }
         self._command(json.dumps(orders).encode() + b"\n")
 
@@ -147,7 +169,7 @@ class Guard:
             ending = self._note(json.loads(line)) or ending
         self._process.wait()
         if ending is None or self._process.returncode != 0:
-            ending = self._thaw_ourselves()
+            ending = self._end_ourselves()
         self._close_descriptors()
         with self._changed:
             for stream in (self._process.stdin, self._process.stdout):
@@ -157,13 +179,15 @@ class Guard:
             self._ending = ending
             asked = self._asked
             self._changed.notify_all()
-        if not asked and self._frozen_at is not None:
+        if not asked and self._frozen_at is not None and self._on_end is not None:
             self._on_end(ending)
 
     def _note(self, event: dict[str, Any]) -> Ending | None:
         with self._changed:
             if event["event"] == "ready":
                 self._ready = True
+            elif event["event"] == "begun":
+                self._begun = True
             elif event["event"] == "frozen":
                 self._frozen_at = event["at"]
             elif event["event"] == "failed":
@@ -173,9 +197,11 @@ class Guard:
             self._changed.notify_all()
         return None
 
-    def _thaw_ourselves(self) -> Ending:
-        for descriptor in reversed(self._descriptors):
-            freezing.thaw(descriptor)
+    def _end_ourselves(self) -> Ending:
+        # What was never told to freeze is frozen by somebody else if it is at all.
+        if self._told_to_freeze:
+            for descriptor in reversed(self._descriptors):
+                freezing.thaw(descriptor)
         status = self._process.returncode
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
         return Ending(False, f"the watchdog died ({how})", 0.0)

@@ -1,31 +1,31 @@
-"""One hold: its applications and file systems, from open to thaw."""
+"""One hold: its applications and file systems, from begin to thaw."""
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from atoll_agent.application import Application, HeldApplication
+from atoll_agent.arming import Armed
 from atoll_agent.clock import Deadline
-from atoll_agent.errors import ApplicationError, HoldError
-from atoll_agent.guard import Ending, Guard
-from atoll_agent.mounts import Mount
+from atoll_agent.errors import HoldError
+from atoll_agent.guard import Ending
 from atoll_agent.protocol import FreezeRequest
 
 # Of the budget, what applications may use; the rest is for the file systems.
 _APPLICATION_SHARE = 0.75
 _CHECK_SECONDS = 5.0
-_MAX_THREADS = 8
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Held:
-    """The answer to a freeze that succeeded."""
+    """The answer to a freeze that succeeded. Times are seconds since the epoch.
+
+    `began_at` is just before the first application was asked to hold,
+    `frozen_at` when the last file system was frozen.
+    """
 
     run: str
+    began_at: float
     frozen_at: float
     applications: tuple[HeldApplication, ...]
     filesystems: tuple[str, ...]
@@ -33,7 +33,10 @@ class Held:
 
 @dataclass(frozen=True)
 class Released:
-    """The answer to a thaw. `frozen_at` None: nothing was ever held for this run."""
+    """The answer to a thaw. `frozen_at` None: nothing was ever held for this run.
+
+    `thawed_at` is when the last application was let go, or when the hold broke.
+    """
 
     run: str
     held: bool
@@ -43,112 +46,75 @@ class Released:
 
 
 class Hold:
-    """Applications, then file systems, under one watchdog.
+    """Applications, then file systems, of an armed guest under its watchdog.
 
-    `on_end` is called from another thread when the hold ends by itself.
+    The hold owns what was armed from here on. `on_end` is called from another
+    thread when the hold ends by itself.
     """
 
     def __init__(
         self,
         request: FreezeRequest,
-        applications: Sequence[Application],
-        mounts: Sequence[Mount],
+        armed: Armed,
         on_end: Callable[["Hold", Ending], None],
     ) -> None:
         self.request = request
         self.held: Held | None = None
-        self._applications = tuple(applications)
-        self._mounts = tuple(mounts)
+        self._armed = armed
         self._on_end = on_end
-        self._guard: Guard | None = None
 
-    def start(self, cancelled: Callable[[], bool]) -> Held:
-        """Hold everything within the budget. HoldError when file systems refuse; then nothing is held."""
-        deadline = Deadline(self.request.budget_seconds)
+    def begin(self, deadline: Deadline) -> bool:
+        """Start the watchdog's clock; False when it is no longer there. Holds nothing yet."""
+        return self._armed.guard.begin(
+            deadline, self.request.lease_seconds, lambda ending: self._on_end(self, ending)
+        )
+
+    def start(self, deadline: Deadline, cancelled: Callable[[], bool]) -> Held:
+        """Hold everything by the deadline, after `begin`.
+
+        Raises HoldError when file systems refuse; then nothing is held.
+        """
+        armed = self._armed
         try:
-            opened, refused = self._open(deadline)
-            self._guard = Guard(
-                self._mounts,
-                [pid for _, pids in opened for pid in pids],
-                deadline.remaining,
-                self.request.lease_seconds,
-                lambda ending: self._on_end(self, ending),
-            )
-            states = self._hold([application for application, _ in opened], deadline)
-            frozen_at = self._freeze(self._guard, deadline, cancelled)
+            began_at = time.time()
+            limit = deadline.within(deadline.remaining * _APPLICATION_SHARE)
+            states = armed.each(lambda application: application.hold(limit))
+            frozen_at = self._freeze(deadline, cancelled)
         except BaseException:
-            if self._guard is not None:
-                self._guard.thaw()
-            self._close()
+            armed.disarm()
             raise
         self.held = Held(
             run=self.request.run,
+            began_at=began_at,
             frozen_at=frozen_at,
-            applications=(*states, *refused),
-            filesystems=tuple(mount.mountpoint for mount in self._mounts),
+            applications=(*states, *armed.refused),
+            filesystems=tuple(mount.mountpoint for mount in armed.mounts),
         )
         return self.held
 
     def finish(self) -> Released:
         """Thaw file systems, then applications, and say whether all was held until now."""
-        assert self._guard is not None
         assert self.held is not None
-        ending = self._guard.thaw()
+        ending = self._armed.guard.thaw()
         # Locks cannot be lost and had again, so asking now speaks for the whole hold.
-        lost = [reason for reason in self._each(self._still_held) if reason]
-        self._close()
+        lost = [reason for reason in self._armed.each(_let_go) if reason]
+        now = time.time()
         return Released(
             run=self.request.run,
             held=ending.held and not lost,
             reason="; ".join(([ending.reason] if ending.reason else []) + lost),
             frozen_at=self.held.frozen_at,
-            thawed_at=ending.at or time.time(),
+            thawed_at=now if ending.held else ending.at or now,
         )
 
-    def _open(
-        self, deadline: Deadline
-    ) -> tuple[list[tuple[Application, list[int]]], list[HeldApplication]]:
-        opened, refused = [], []
-        for application in self._applications:
-            try:
-                opened.append((application, application.open(deadline)))
-            except ApplicationError as error:
-                refused.append(
-                    HeldApplication(
-                        kind=application.kind,
-                        name=application.name,
-                        held=False,
-                        position="",
-                        witness=None,
-                        flush_seconds=0.0,
-                        detail=str(error),
-                    )
-                )
-        return opened, refused
-
-    def _hold(
-        self, applications: Sequence[Application], deadline: Deadline
-    ) -> list[HeldApplication]:
-        limit = deadline.within(deadline.remaining * _APPLICATION_SHARE)
-        return _in_parallel(applications, lambda application: application.hold(limit))
-
-    def _freeze(self, guard: Guard, deadline: Deadline, cancelled: Callable[[], bool]) -> float:
+    def _freeze(self, deadline: Deadline, cancelled: Callable[[], bool]) -> float:
         if cancelled():
             raise HoldError("It was thawed before it was held.")
-        return guard.freeze(deadline)
+        return self._armed.guard.freeze(deadline)
 
-    def _still_held(self, application: Application) -> str:
+
+def _let_go(application: Application) -> str:
+    try:
         return application.still_held(Deadline(_CHECK_SECONDS))
-
-    def _close(self) -> None:
-        self._each(lambda application: application.close())
-
-    def _each(self, act: Callable[[Application], _T]) -> list[_T]:
-        return _in_parallel(self._applications, act)
-
-
-def _in_parallel(applications: Sequence[Application], act: Callable[[Application], _T]) -> list[_T]:
-    if not applications:
-        return []
-    with ThreadPoolExecutor(min(_MAX_THREADS, len(applications))) as pool:
-        return list(pool.map(act, applications))
+    finally:
+        application.close()

@@ -1,14 +1,14 @@
-"""Which run holds this guest, and what became of the runs before."""
+"""Which run holds this guest or is about to, and what became of the runs before."""
 
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
 from atoll_agent.application import Application
+from atoll_agent.arming import ARMED_SECONDS, Armed, in_parallel
 from atoll_agent.clock import Deadline
 from atoll_agent.errors import AgentError, ApplicationError, ConflictError, HoldError
 from atoll_agent.guard import Ending
@@ -19,12 +19,14 @@ from atoll_agent.syncing import sync_filesystem
 
 _REMEMBERED = 64
 _PREPARE_SECONDS = 600.0
-_MAX_THREADS = 8
 
 
 @dataclass(frozen=True)
 class State:
-    """`state` is `idle`, `freezing`, `held` or `thawing`; `run` is whose, empty when idle."""
+    """`state` is `idle`, `freezing`, `held` or `thawing`; `run` is whose, empty when idle.
+
+    An armed guest is idle: nothing is held.
+    """
 
     state: str
     run: str
@@ -34,54 +36,58 @@ class Keeper:
     """The only holder of state in the agent; every call is thread-safe.
 
     `find_applications` and `find_mounts` look afresh for each run; the mounts
-    come in the order in which to freeze them.
+    come in the order in which to freeze them. What `prepare` armed is let go
+    after `armed_seconds`.
     """
 
     def __init__(
         self,
         find_applications: Callable[[], Sequence[Application]],
         find_mounts: Callable[[], Sequence[Mount]],
+        armed_seconds: float = ARMED_SECONDS,
     ) -> None:
         self._find_applications = find_applications
         self._find_mounts = find_mounts
+        self._armed_seconds = armed_seconds
         self._changed = threading.Condition()
         self._state = State("idle", "")
         self._hold: Hold | None = None
+        self._armed: Armed | None = None
+        self._disarming: threading.Timer | None = None
         self._cancelled = False
         self._past: OrderedDict[str, Released] = OrderedDict()
 
     def prepare(self, run: str) -> None:
-        """Flush file systems and applications while everything serves.
+        """Flush file systems and applications while everything serves, then arm the guest.
 
-        Raises ConflictError while another run holds, HoldError when an
-        application did not flush.
+        What was armed before is disarmed. Raises ConflictError while another
+        run holds, HoldError when an application did not flush or no watchdog
+        could be started.
         """
         with self._changed:
             if self._state.state != "idle":
                 raise self._conflict(run)
-        for mount in self._find_mounts():
+        self._disarm()
+        mounts = self._find_mounts()
+        for mount in mounts:
             # Gone since it was listed: there is nothing to flush.
             with suppress(FileNotFoundError):
                 sync_filesystem(mount.mountpoint)
         deadline = Deadline(_PREPARE_SECONDS)
         applications = self._find_applications()
-        if not applications:
-            return
-        with ThreadPoolExecutor(min(_MAX_THREADS, len(applications))) as pool:
-            failed = [
-                reason
-                for reason in pool.map(lambda each: _prepare(each, deadline), applications)
-                if reason
-            ]
-        if failed:
-            raise HoldError(f"Not prepared: {'; '.join(failed)}.")
+        reasons = in_parallel(applications, lambda each: _prepare(each, deadline))
+        if any(reasons):
+            raise HoldError(f"Not prepared: {'; '.join(filter(None, reasons))}.")
+        self._keep(Armed(run, applications, mounts, deadline))
 
     def freeze(self, request: FreezeRequest) -> Held:
         """Hold the guest; while the same run holds it, answers the same again.
 
+        Quick when `prepare` armed the guest for this run, else arms it first.
         Raises ConflictError when another run holds it, HoldError when it could
         not be held; then nothing is.
         """
+        deadline = Deadline(request.budget_seconds)
         with self._changed:
             if self._state == State("held", request.run) and self._hold and self._hold.held:
                 return self._hold.held
@@ -90,12 +96,11 @@ class Keeper:
             self._state = State("freezing", request.run)
             self._cancelled = False
             self._past.pop(request.run, None)
-        hold: Hold | None = None
         try:
-            hold = Hold(request, self._find_applications(), self._find_mounts(), self._broke)
+            hold = self._begin(request, deadline)
             with self._changed:
                 self._hold = hold
-            held = hold.start(lambda: self._cancelled)
+            held = hold.start(deadline, lambda: self._cancelled)
         except BaseException as error:
             reason = str(error) if isinstance(error, AgentError) else "the agent failed"
             self._settle(Released(request.run, False, reason, None, time.time()))
@@ -106,22 +111,30 @@ class Keeper:
         return held
 
     def thaw(self, run: str) -> Released:
-        """Let go of this run's hold and say whether it was unbroken; the same answer when repeated."""
+        """Let go of this run's hold and say whether it was unbroken; the same answer when repeated.
+
+        A guest that was armed for this run and never held is disarmed.
+        """
         with self._changed:
             if self._state == State("freezing", run):
                 self._cancelled = True
                 self._changed.wait_for(lambda: self._state != State("freezing", run))
             self._changed.wait_for(lambda: self._state != State("thawing", run))
-            if run in self._past:
-                return self._past[run]
-            if self._state != State("held", run) or self._hold is None:
-                return Released(
-                    run, False, f"this agent holds nothing for run {run}", None, time.time()
-                )
-            self._state = State("thawing", run)
+            mine = self._state == State("held", run)
+            armed = self._armed if self._armed is not None and self._armed.run == run else None
             hold = self._hold
-        released = hold.finish()
-        self._settle(released)
+            if mine:
+                self._state = State("thawing", run)
+            elif run in self._past:
+                released = self._past[run]
+            else:
+                reason = f"this agent holds nothing for run {run}"
+                released = Released(run, False, reason, None, time.time())
+        if mine and hold is not None:
+            released = hold.finish()
+            self._settle(released)
+        elif armed is not None:
+            self._disarm(armed)
         return released
 
     def state(self) -> State:
@@ -130,10 +143,63 @@ class Keeper:
             return self._state
 
     def stop(self) -> None:
-        """Let go of whatever is held, because the agent ends."""
+        """Let go of whatever is held or armed, because the agent ends."""
         state = self.state()
         if state.state != "idle":
             self.thaw(state.run)
+        self._disarm()
+
+    def _begin(self, request: FreezeRequest, deadline: Deadline) -> Hold:
+        """Begin a hold of what is armed if that fits the run and the guest, else arm now."""
+        armed = self._take()
+        try:
+            applications, mounts = self._find_applications(), self._find_mounts()
+            fits = armed is not None and armed.run == request.run
+            if armed is not None and fits and armed.fits(applications, mounts, deadline):
+                hold = Hold(request, armed, self._broke)
+                if hold.begin(deadline):
+                    return hold
+        except BaseException:
+            if armed is not None:
+                armed.disarm()
+            raise
+        if armed is not None:
+            armed.disarm()
+        armed = Armed(request.run, applications, mounts, deadline)
+        hold = Hold(request, armed, self._broke)
+        if not hold.begin(deadline):
+            armed.disarm()
+            raise HoldError("The watchdog did not take up the hold; nothing was frozen.")
+        return hold
+
+    def _keep(self, armed: Armed) -> None:
+        """Keep what was armed for its hold, unless somebody is holding by now."""
+        with self._changed:
+            # One that lacks an application is not kept: the freeze tries that one again.
+            wanted = self._state.state == "idle" and not armed.refused
+            superseded = self._take() if wanted else armed
+            if wanted:
+                self._armed = armed
+                self._disarming = threading.Timer(self._armed_seconds, self._disarm, (armed,))
+                self._disarming.daemon = True
+                self._disarming.start()
+        if superseded is not None:
+            superseded.disarm()
+
+    def _take(self, only: Armed | None = None) -> Armed | None:
+        """Take over what is armed, if anything, or if it is this one."""
+        with self._changed:
+            if self._armed is None or (only is not None and self._armed is not only):
+                return None
+            assert self._disarming is not None
+            self._disarming.cancel()
+            armed, self._armed, self._disarming = self._armed, None, None
+            return armed
+
+    def _disarm(self, only: Armed | None = None) -> None:
+        armed = self._take(only)
+        if armed is not None:
+            armed.disarm()
 
     def _broke(self, hold: Hold, ending: Ending) -> None:
         """The watchdog let go by itself. Applications may still be locked if only it died."""

@@ -56,6 +56,7 @@ class MariaDb:
         self._lock: Session | None = None
         self._control: Session | None = None
         self._lock_id = ""
+        self._can_checkpoint = False
 
     @property
     def name(self) -> str:
@@ -82,12 +83,28 @@ class MariaDb:
         try:
             self._control = self._session()
             self._lock = self._session()
-            self._lock_id = self._lock.ask("SELECT CONNECTION_ID()", deadline)
-            self._control.ask("SELECT 1", deadline)
+            # Idle for minutes before or under the hold, they must not be hung up on.
+            self._control.send("SET wait_timeout = 3600")
+            self._lock_id = self._lock.ask(
+                "SET wait_timeout = 3600; SELECT CONNECTION_ID()", deadline
+            )
+            self._control.collect(deadline)
+            self._can_checkpoint = _can_checkpoint(self._control, deadline)
         except ApplicationError:
             self.close()
             raise
         return [self._lock.pid, self._control.pid]
+
+    def still_ready(self, deadline: Deadline) -> bool:
+        if self._lock is None or self._control is None:
+            return False
+        try:
+            self._control.send("SELECT 1")
+            self._lock.ask("SELECT 1", deadline)
+            self._control.collect(deadline)
+        except ApplicationError:
+            return False
+        return True
 
     def hold(self, deadline: Deadline) -> HeldApplication:
         started = boottime()
@@ -177,9 +194,8 @@ class MariaDb:
         assert self._lock is not None and self._control is not None
         mine = deadline.within(deadline.remaining * 0.6)
         # Whole seconds is all the server knows; the finer limit is ours, by killing the connection.
-        self._lock.ask(f"SET lock_wait_timeout = {max(1, int(mine.remaining) + 1)}", deadline)
-        self._lock.ask("SET wait_timeout = 3600", deadline)
-        self._lock.send("FLUSH TABLES WITH READ LOCK")
+        seconds = max(1, int(mine.remaining) + 1)
+        self._lock.send(f"SET lock_wait_timeout = {seconds}; FLUSH TABLES WITH READ LOCK")
         try:
             self._lock.collect(mine)
         except StillRunningError:
@@ -192,14 +208,18 @@ class MariaDb:
         """Bring the log to an end that needs no replay; returns what remains, if anything."""
         control = self._control
         assert control is not None
-        if not _can_checkpoint(control, deadline):
+        if not self._can_checkpoint:
             age = _status(control, "innodb_checkpoint_age", deadline)
             return f"this server cannot checkpoint on demand; recovery will replay {age} bytes"
         left = self._drain_purge(control, deadline)
         age = 0
         for _ in range(_CHECKPOINT_TRIES):
-            control.ask("SET GLOBAL innodb_log_checkpoint_now = ON", deadline)
-            age = _status(control, "innodb_checkpoint_age", deadline)
+            age = _status(
+                control,
+                "innodb_checkpoint_age",
+                deadline,
+                first="SET GLOBAL innodb_log_checkpoint_now = ON; ",
+            )
             if age <= _CLEAN_LOG_BYTES:
                 break
         if age > _CLEAN_LOG_BYTES or left:
@@ -214,12 +234,14 @@ class MariaDb:
         history = _status(control, "innodb_history_list_length", deadline)
         if 0 < history <= _MAX_HISTORY:
             limit = min(_PURGE_SECONDS, deadline.remaining / 3)
-            control.ask(f"SET max_statement_time = {limit:.3f}", deadline)
             # The time limit is no failure: what is left is counted below.
             with suppress(StatementError):
                 # Waits until nothing is left; the server does not keep the value.
-                control.ask("SET GLOBAL innodb_max_purge_lag_wait = 0", deadline)
-            control.ask("SET max_statement_time = 0", deadline)
+                control.ask(
+                    f"SET max_statement_time = {limit:.3f}; "
+                    "SET GLOBAL innodb_max_purge_lag_wait = 0; SET max_statement_time = 0",
+                    deadline,
+                )
             history = _status(control, "innodb_history_list_length", deadline)
         return history
 
@@ -233,10 +255,12 @@ class MariaDb:
             return None, ""
         assert self._control is not None
         limit = max(0.001, deadline.remaining / 2)
-        self._control.ask(f"SET max_statement_time = {limit:.3f}", deadline)
-        self._control.ask("SET SESSION TRANSACTION READ ONLY", deadline)
+        question = (
+            f"SET max_statement_time = {limit:.3f}; SET SESSION TRANSACTION READ ONLY;\n"
+            f"{self._server.witness}"
+        )
         try:
-            return self._control.ask(self._server.witness, deadline)[:_MAX_WITNESS], ""
+            return self._control.ask(question, deadline)[:_MAX_WITNESS], ""
         except StatementError as error:
             return None, f"the witness did not answer: {error}"
 
@@ -268,8 +292,9 @@ def _can_checkpoint(session: Session, deadline: Deadline) -> bool:
     return bool(session.ask("SHOW GLOBAL VARIABLES LIKE 'innodb_log_checkpoint_now'", deadline))
 
 
-def _status(session: Session, name: str, deadline: Deadline) -> int:
-    answer = session.ask(_STATUS.format(name=name), deadline)
+def _status(session: Session, name: str, deadline: Deadline, first: str = "") -> int:
+    """A status as a number, after the statements in `first`, which answer nothing."""
+    answer = session.ask(first + _STATUS.format(name=name), deadline)
     if not answer.isdigit():
         raise ApplicationError(f"the server has no status {name}")
     return int(answer)

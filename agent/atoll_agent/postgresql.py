@@ -25,16 +25,30 @@ _MAX_WITNESS = 4096
 # chosen as the victim of a deadlock with us.
 _SHARE_OF_DEADLOCK_TIMEOUT = 0.3
 _REST_SECONDS = 0.1
+# For the answer to a lock attempt that the server ends at the last moment.
+_LATE_SECONDS = 5.0
 
 _OPTIONS = (
     "-c client_min_messages=error -c statement_timeout=0 -c lock_timeout=0 "
     "-c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0"
 )
 
-_TABLES = """SELECT coalesce(string_agg(format('ONLY %I.%I', n.nspname, c.relname), ', '), '')
+_FACTS = """SELECT pg_is_in_recovery(), setting FROM pg_settings WHERE name = 'deadlock_timeout';
+SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname"""
+
+# One message to psql, which runs what the query returns (\gexec): the list of tables is as new as
+# the lock and no answer is awaited between. Only the lock is timed: reading the catalogue of a
+# large schema is not waiting. A witness read under the locks must see what came before them, which
+# a repeatable-read default would hide.
+_LOCK = """BEGIN ISOLATION LEVEL READ COMMITTED;
+SELECT now();
+SELECT 'SET LOCAL statement_timeout = {milliseconds}', 'LOCK TABLE ' || t.names || ' IN SHARE MODE'
+FROM (SELECT string_agg(format('ONLY %I.%I', n.nspname, c.relname), ', ') AS names
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
-AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)'"""
+AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)') t
+WHERE t.names IS NOT NULL \\gexec
+SET LOCAL statement_timeout = 0"""
 
 _POSITION = (
     "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()"
@@ -65,8 +79,17 @@ class Cluster:
 
 
 @dataclass(frozen=True)
+class _Facts:
+    """What decides whether and how a cluster can be held, asked before any lock."""
+
+    in_recovery: bool
+    deadlock_timeout_seconds: float
+    databases: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Lock:
-    """One database's session; `began` is its transaction's start, which proves it is the same."""
+    """The session that locks one database, and the server process behind it."""
 
     database: str
     session: Session
@@ -82,7 +105,9 @@ class PostgreSql:
         self._cluster = cluster
         self._control: Session | None = None
         self._locks: list[_Lock] = []
+        # Each transaction's start, which proves that it is still the same.
         self._began: dict[str, str] = {}
+        self._facts: _Facts | None = None
 
     @property
     def name(self) -> str:
@@ -103,7 +128,8 @@ class PostgreSql:
         self.close()
         try:
             self._control = self._session("postgres")
-            for name in _databases(self._control, deadline):
+            self._facts = _read_facts(self._control, deadline)
+            for name in self._facts.databases:
                 session = self._session(name)
                 self._locks.append(_Lock(name, session, 0))
             for index, lock in enumerate(self._locks):
@@ -114,19 +140,34 @@ class PostgreSql:
             raise
         return [self._control.pid, *(lock.session.pid for lock in self._locks)]
 
+    def still_ready(self, deadline: Deadline) -> bool:
+        if self._control is None or self._facts is None:
+            return False
+        try:
+            for lock in self._locks:
+                lock.session.send("SELECT 1")
+            facts = _read_facts(self._control, deadline)
+            for lock in self._locks:
+                lock.session.collect(deadline)
+        except ApplicationError:
+            return False
+        same = facts.databases == self._facts.databases
+        self._facts = facts
+        return same
+
     def hold(self, deadline: Deadline) -> HeldApplication:
         started = boottime()
+        refusal, position, witness, remark = "", "", None, ""
         try:
             refusal = self._lock_all(deadline.within(deadline.remaining * 0.6))
-            position = self._flush(deadline)
-        except ApplicationError as error:
-            refusal, position = str(error), ""
-        witness, remark = None, ""
-        if not refusal:
-            try:
+            assert self._control is not None
+            # Also when writers do not pause: then recovery has little to replay at least.
+            self._control.send(f"CHECKPOINT; {_POSITION}")
+            if not refusal:
                 witness, remark = self._witness(deadline)
-            except ApplicationError as error:
-                refusal = str(error)
+            position = self._control.collect(deadline)
+        except ApplicationError as error:
+            refusal = str(error)
         if refusal:
             self.close()
         return HeldApplication(
@@ -207,19 +248,13 @@ class PostgreSql:
 
     def _lock_all(self, deadline: Deadline) -> str:
         """Lock every table of every database; returns an empty string or why it could not be."""
-        assert self._control is not None
-        if self._control.ask("SELECT pg_is_in_recovery()", deadline) == "t":
+        facts = self._facts
+        assert facts is not None
+        if facts.in_recovery:
             return "it is a replica in recovery, whose writes cannot be held; hold its primary"
-        timeout = self._control.ask(
-            "SELECT setting::int FROM pg_settings WHERE name = 'deadlock_timeout'", deadline
-        )
-        wait = max(0.01, int(timeout) / 1000 * _SHARE_OF_DEADLOCK_TIMEOUT)
+        wait = max(0.01, facts.deadlock_timeout_seconds * _SHARE_OF_DEADLOCK_TIMEOUT)
         while True:
-            refusal = ""
-            for lock in self._locks:
-                refusal = self._lock_database(lock, wait, deadline)
-                if refusal:
-                    break
+            refusal = self._try_locks(wait, deadline)
             if not refusal:
                 return ""
             for lock in self._locks:
@@ -231,26 +266,28 @@ class PostgreSql:
             # Whoever queued behind our attempt gets to run before the next one.
             time.sleep(_REST_SECONDS)
 
-    def _lock_database(self, lock: _Lock, wait: float, deadline: Deadline) -> str:
-        session = lock.session
-        # Outside the timed statement: reading the catalogue of a large schema is not waiting.
-        tables = session.ask(_TABLES, deadline)
-        self._began[lock.database] = session.ask("BEGIN; SELECT now()", deadline)
-        if not tables:
-            return ""
-        milliseconds = max(1, int(wait * 1000))
-        session.ask(f"SET LOCAL statement_timeout = {milliseconds}", deadline)
-        session.send(f"LOCK TABLE {tables} IN SHARE MODE")
+    def _try_locks(self, wait: float, deadline: Deadline) -> str:
+        """One attempt in all databases at once; returns an empty string or who is in the way."""
+        order = _LOCK.format(milliseconds=max(1, int(wait * 1000)))
+        for lock in self._locks:
+            lock.session.send(order)
+        soon = Deadline(wait / 3)
+        return "; ".join(
+            filter(None, [self._await_lock(lock, soon, deadline) for lock in self._locks])
+        )
+
+    def _await_lock(self, lock: _Lock, soon: Deadline, deadline: Deadline) -> str:
         blockers = ""
         try:
             try:
-                session.collect(Deadline(wait / 3))
+                began = lock.session.collect(soon)
             except StillRunningError:
                 blockers = self._clear_the_way(lock.backend, deadline)
-                session.collect(Deadline(wait + 5))
+                # The server's own limit ends the wait for the lock; ours is for reading the list.
+                began = lock.session.collect(Deadline(deadline.remaining + _LATE_SECONDS))
         except StatementError as error:
             return f"database {lock.database}: {blockers or error}"
-        session.ask("SET LOCAL statement_timeout = 0", deadline)
+        self._began[lock.database] = began
         return ""
 
     def _clear_the_way(self, backend: int, deadline: Deadline) -> str:
@@ -258,12 +295,6 @@ class PostgreSql:
         assert self._control is not None
         self._control.ask(_CANCEL_AUTOVACUUM.format(pid=backend), deadline)
         return self._control.ask(_BLOCKERS.format(pid=backend), deadline)
-
-    def _flush(self, deadline: Deadline) -> str:
-        """Checkpoint and read where it ended, whether or not writers pause."""
-        assert self._control is not None
-        self._control.ask("CHECKPOINT", deadline)
-        return self._control.ask(_POSITION, deadline)
 
     def _witness(self, deadline: Deadline) -> tuple[str | None, str]:
         """The witness's answer and, without one, why: it must never cost the hold itself."""
@@ -274,16 +305,15 @@ class PostgreSql:
                 continue
             milliseconds = max(1, int(deadline.remaining * 500))
             # An error outside a savepoint would end the transaction and with it the locks.
-            lock.session.ask("SAVEPOINT witness", deadline)
-            lock.session.ask("SET LOCAL transaction_read_only = on", deadline)
-            lock.session.ask(f"SET LOCAL statement_timeout = {milliseconds}", deadline)
-            answer, remark = None, ""
+            question = (
+                "SAVEPOINT witness; SET LOCAL transaction_read_only = on; "
+                f"SET LOCAL statement_timeout = {milliseconds};\n"
+                f"{self._cluster.witness}\n;\nROLLBACK TO witness"
+            )
             try:
-                answer = lock.session.ask(self._cluster.witness, deadline)[:_MAX_WITNESS]
+                return lock.session.ask(question, deadline)[:_MAX_WITNESS], ""
             except StatementError as error:
-                remark = f"the witness did not answer: {error}"
-            lock.session.ask("ROLLBACK TO witness", deadline)
-            return answer, remark
+                return None, f"the witness did not answer: {error}"
         return None, f"the witness's database {self._cluster.database} is not in the cluster"
 
     def _log(self) -> str | None:
@@ -297,16 +327,14 @@ class PostgreSql:
         return _collected_log(cluster.data_directory)
 
 
-def _databases(session: Session, deadline: Deadline) -> list[str]:
-    names = session.ask(
-        "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname",
-        deadline,
-    ).splitlines()
+def _read_facts(session: Session, deadline: Deadline) -> _Facts:
+    first, *names = session.ask(_FACTS, deadline).splitlines()
     if len(names) > _MAX_DATABASES:
         raise ApplicationError(
             f"the cluster has {len(names)} databases and at most {_MAX_DATABASES} are held"
         )
-    return names
+    in_recovery, milliseconds = first.split("|")
+    return _Facts(in_recovery == "t", int(milliseconds) / 1000, tuple(names))
 
 
 def discover(configured: tuple[ApplicationConfig, ...], look: bool) -> list[PostgreSql]:

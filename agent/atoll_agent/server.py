@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from atoll_agent import __version__
+from atoll_agent.arming import ARMED_SECONDS
 from atoll_agent.clock import boottime
 from atoll_agent.config import Config
 from atoll_agent.errors import AgentError, BadRequestError, ForbiddenError
@@ -24,7 +25,8 @@ DIRECTOR_SAN = ("URI", "urn:atoll:director")
 
 _MAX_CONNECTIONS = 16
 _HANDSHAKE_SECONDS = 5.0
-_IDLE_SECONDS = 30.0
+# The director keeps its connection from prepare to freeze, as long as the guest stays armed.
+_IDLE_SECONDS = ARMED_SECONDS + 30.0
 
 
 class AgentServer(socketserver.TCPServer):
@@ -78,6 +80,9 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "atoll-agent"
     sys_version = ""
+    # An answer is one packet that leaves at once.
+    wbufsize = -1
+    disable_nagle_algorithm = True
     server: AgentServer
 
     def do_GET(self) -> None:
@@ -149,10 +154,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
         # A director that hung up learns the outcome from its next thaw.
         with suppress(BrokenPipeError, ConnectionResetError):
+            self.end_headers()
             self.wfile.write(data)
+            self.wfile.flush()
 
 
 def _tls_context(config: Config) -> ssl.SSLContext:

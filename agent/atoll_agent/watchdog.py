@@ -6,8 +6,11 @@ lease or the budget ends, and when its standard input closes because the agent
 died. It opens nothing, writes to pipes only and is locked in memory: nothing it
 needs lies on what it froze.
 
-Input is one line of JSON (`Orders`), then the lines `freeze` and `thaw`.
-Output is one JSON object a line: `{"event": "ready" | "frozen" | "failed" | "ended", …}`.
+It is started before it is needed, because starting takes a while, and waits
+armed for the hold. Input is one line of JSON (`Orders`), then the lines `begin
+BUDGET LEASE` (seconds; the budget counts from here), `freeze` and `thaw`.
+Output is one JSON object a line:
+`{"event": "ready" | "begun" | "frozen" | "failed" | "ended", …}`.
 """
 
 import ctypes
@@ -32,17 +35,17 @@ _TICK_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Orders:
-    """What to freeze and for how long. `descriptors` and `sessions` (pidfds) were inherited.
+    """What to freeze when told to. `descriptors` and `sessions` (pidfds) were inherited.
 
     `sessions` are the database clients to end when the hold breaks, so that
-    their locks go with it even if the agent hangs.
+    their locks go with it even if the agent hangs. `armed_seconds` is how long
+    to wait for a hold to begin.
     """
 
     mountpoints: tuple[str, ...]
     descriptors: tuple[int, ...]
     sessions: tuple[int, ...]
-    budget_seconds: float
-    lease_seconds: float
+    armed_seconds: float
 
 
 class Frost:
@@ -87,7 +90,7 @@ class Frost:
 
 
 def main() -> int:
-    """Run one hold from orders to thaw."""
+    """Wait armed, then run one hold, from orders to thaw."""
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -109,8 +112,9 @@ class _Watch:
         self._frost = frost
         self._wake = (wake_read, wake_write)
         self._input = rest
-        self._deadline = Deadline(orders.budget_seconds)
-        self._limit = f"the budget of {orders.budget_seconds:g} s to freeze ran out"
+        self._deadline = Deadline(orders.armed_seconds)
+        self._limit = f"no hold began within {orders.armed_seconds:g} s"
+        self._lease_seconds: float | None = None
         self._refusal: str | None = None
         self._freezer: threading.Thread | None = None
 
@@ -118,7 +122,9 @@ class _Watch:
         while True:
             while b"\n" in self._input:
                 command, _, self._input = self._input.partition(b"\n")
-                if command == b"freeze" and self._freezer is None:
+                if command.startswith(b"begin ") and self._lease_seconds is None:
+                    self._begin(*map(float, command.split()[1:]))
+                elif command == b"freeze" and self._lease_seconds and self._freezer is None:
                     self._freezer = threading.Thread(target=self._freeze)
                     self._freezer.start()
                 elif command == b"thaw":
@@ -135,6 +141,12 @@ class _Watch:
                     return self._end("the agent died")
                 self._input += received
 
+    def _begin(self, budget_seconds: float, lease_seconds: float) -> None:
+        self._deadline = Deadline(budget_seconds)
+        self._limit = f"the budget of {budget_seconds:g} s to freeze ran out"
+        self._lease_seconds = lease_seconds
+        _say(event="begun")
+
     def _freeze(self) -> None:
         self._refusal = self._frost.freeze()
         os.write(self._wake[1], b"f")
@@ -148,8 +160,9 @@ class _Watch:
             _say(event="failed", reason=self._refusal)
             return self._refusal
         # Counted from here: the promise is a lease of that length once all is held.
-        self._deadline = Deadline(self._orders.lease_seconds)
-        self._limit = f"the lease of {self._orders.lease_seconds:g} s ended"
+        assert self._lease_seconds is not None
+        self._deadline = Deadline(self._lease_seconds)
+        self._limit = f"the lease of {self._lease_seconds:g} s ended"
         _say(event="frozen", at=time.time())
         return ""
 
@@ -185,8 +198,7 @@ def _read_orders() -> tuple[Orders, bytes]:
             mountpoints=tuple(given["mountpoints"]),
             descriptors=tuple(given["descriptors"]),
             sessions=tuple(given["sessions"]),
-            budget_seconds=given["budget_seconds"],
-            lease_seconds=given["lease_seconds"],
+            armed_seconds=given["armed_seconds"],
         ),
         rest,
     )

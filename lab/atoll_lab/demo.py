@@ -125,7 +125,7 @@ def report(points: Sequence[dict[str, Any]], demo_seconds: float) -> None:
 
     def held(vm: str) -> float:
         hold = latest[vm]["point"]["proof"]["hold"]
-        return float(hold["thawed_at"] - hold["frozen_at"])
+        return float(hold["thawed_at"] - hold["began_at"])
 
     def total(run: str, field: str) -> int:
         return sum(disk[field] for point in by_run[run] for disk in point["disks"])

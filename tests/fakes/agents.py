@@ -50,7 +50,8 @@ class FakeAgent:
             raise HoldFailedError(f"Guest {self.name} could not be held: {self.refuses}")
         if self.holding is None:
             self._past.pop(run, None)
-            self.holding = Frozen(run, time.time(), self.applications, self.filesystems, 0.0, 0.001)
+            now = time.time()
+            self.holding = Frozen(run, now, now, self.applications, self.filesystems, 0.0, 0.001)
         return self.holding
 
     def thaw(self, run: str) -> Thawed:

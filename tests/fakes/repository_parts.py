@@ -66,7 +66,7 @@ def image(copied: CopiedDisk, extent_map: str = "") -> DiskImage:
 
 def point(identity: str, *disks: DiskImage, vm: str = "db1", at: float = 1000.0) -> RestorePoint:
     state = ApplicationState("postgresql", "main", True, "0/16B3748", "42", 0.25)
-    hold = Hold(identity, at, at + 0.5, 10.0, True, "", (state,), ("/",), 0.001, 0.0005)
+    hold = Hold(identity, at - 0.25, at, at + 0.5, 10.0, True, "", (state,), ("/",), 0.001, 0.0005)
     proof = ConsistencyProof(
         vm, Consistency.APP, (), hold, "gold", identity, at, at + 0.1, "esx1", "esx1"
     )

@@ -46,7 +46,7 @@ class Capture:
     snapshot: GroupSnapshot
     proofs: Mapping[str, ConsistencyProof]
     group_hold_seconds: float
-    """From the first guest asked to freeze until the last one let go."""
+    """From the first guest asked to freeze until the last one let go; guests were ready before."""
 
 
 def capture(
@@ -64,17 +64,21 @@ def capture(
     taken and every guest was told to thaw. A hold that broke after it began
     still gives a point, marked with what was lost.
     """
-    progress.stage("", "prepare")
-    failures = _prepare(plan, agents, policy)
     uuids = [vm.vm.instance_uuid for vm in plan.vms]
     name = snapshot_name(plan.run)
     for attempt in range(policy.moves + 1):
-        before = placement(uuids)
-        progress.stage("", "hold")
         # Each hold has a name of its own, so a late word about one never touches the next.
         hold = plan.run if attempt == 0 else f"{plan.run}-{attempt}"
+        progress.stage("", "prepare")
+        failures = _prepare(plan, hold, agents, policy)
+        try:
+            before = placement(uuids)
+        except BaseException:
+            _thaw(_asked(plan, agents, failures), hold, agents)
+            raise
+        progress.stage("", "hold")
         held, snapshot, group_seconds = _hold_and_snapshot(
-            plan, hold, agents, engine, name, policy, dict(failures), progress
+            plan, hold, agents, engine, name, policy, failures, progress
         )
         after = placement(uuids)
         moved = [vm.vm.name for vm in plan.vms if _moved(vm, before, after)]
@@ -109,27 +113,50 @@ def _moved(
     return before.get(uuid) != after.get(uuid)
 
 
+def _asked(
+    plan: Plan, agents: Mapping[str, GuestAgent], failures: Mapping[str, AtollError]
+) -> list[str]:
+    """The instance UUIDs of the VMs that run, have an agent, and have not failed."""
+    uuids = [vm.vm.instance_uuid for vm in plan.vms if vm.vm.powered_on]
+    return [uuid for uuid in uuids if uuid in agents and uuid not in failures]
+
+
 def _prepare(
-    plan: Plan, agents: Mapping[str, GuestAgent], policy: HoldPolicy
+    plan: Plan, hold: str, agents: Mapping[str, GuestAgent], policy: HoldPolicy
 ) -> dict[str, AtollError]:
-    """Let the agents flush while everything serves; returns who could not, by instance UUID."""
+    """Let the agents flush and get ready while everything serves.
+
+    Returns who could not, by instance UUID. Whatever takes a guest long belongs
+    here: from the first freeze on, every guest waits for the slowest.
+    """
+    asked = _asked(plan, agents, {})
     failures: dict[str, AtollError] = {}
-    asked = [vm for vm in plan.vms if vm.vm.powered_on and vm.vm.instance_uuid in agents]
-    if asked:
-        with ThreadPoolExecutor(max_workers=len(asked), thread_name_prefix="prepare") as pool:
-            answers = {
-                vm.vm.instance_uuid: pool.submit(agents[vm.vm.instance_uuid].prepare, plan.run)
-                for vm in asked
-            }
-        for uuid, answer in answers.items():
-            error = answer.exception()
-            if isinstance(error, AtollError):
-                failures[uuid] = error
-            elif error is not None:
-                raise error
+    with ThreadPoolExecutor(max_workers=max(1, len(asked)), thread_name_prefix="prepare") as pool:
+        answers = {uuid: pool.submit(agents[uuid].prepare, hold) for uuid in asked}
+    for uuid, answer in answers.items():
+        error = answer.exception()
+        if isinstance(error, AtollError):
+            failures[uuid] = error
+        elif error is not None:
+            raise error
     if failures and not policy.accept_less:
+        _thaw(_asked(plan, agents, failures), hold, agents)
         raise next(iter(failures.values()))
     return failures
+
+
+def _thaw(uuids: Sequence[str], hold: str, agents: Mapping[str, GuestAgent]) -> dict[str, Release]:
+    """Let all of them go at once, and say what each answered."""
+    released: dict[str, Release] = {}
+    with ThreadPoolExecutor(max_workers=max(1, len(uuids)), thread_name_prefix="thaw") as pool:
+        answers = {uuid: pool.submit(agents[uuid].thaw, hold) for uuid in uuids}
+    for uuid, answer in answers.items():
+        try:
+            released[uuid] = Release(thawed=answer.result(), failure=None)
+        except AtollError as error:
+            # The guest's own lease thaws it; the point must not claim the hold.
+            released[uuid] = Release(thawed=None, failure=error)
+    return released
 
 
 def _hold_and_snapshot(
@@ -143,13 +170,7 @@ def _hold_and_snapshot(
     progress: Progress,
 ) -> tuple[list[HeldGuest], GroupSnapshot, float]:
     """Freeze all, snapshot, thaw all. Whatever happens, every guest asked to freeze is thawed."""
-    asked = [
-        vm
-        for vm in plan.vms
-        if vm.vm.powered_on
-        and vm.vm.instance_uuid in agents
-        and vm.vm.instance_uuid not in failures
-    ]
+    asked = _asked(plan, agents, failures)
     frozen: dict[str, Frozen] = {}
     released: dict[str, Release] = {}
     snapshot: GroupSnapshot | None = None
@@ -157,13 +178,10 @@ def _hold_and_snapshot(
         started = time.monotonic()
         try:
             answers = {
-                vm.vm.instance_uuid: pool.submit(
-                    agents[vm.vm.instance_uuid].freeze,
-                    hold,
-                    policy.lease_seconds,
-                    policy.budget_seconds,
+                uuid: pool.submit(
+                    agents[uuid].freeze, hold, policy.lease_seconds, policy.budget_seconds
                 )
-                for vm in asked
+                for uuid in asked
             }
             for uuid, answer in answers.items():
                 try:
@@ -176,16 +194,7 @@ def _hold_and_snapshot(
             snapshot = engine.snapshot_group(plan.group, name)
         finally:
             progress.stage("", "release")
-            thaws = {
-                vm.vm.instance_uuid: pool.submit(agents[vm.vm.instance_uuid].thaw, hold)
-                for vm in asked
-            }
-            for uuid, thaw in thaws.items():
-                try:
-                    released[uuid] = Release(thawed=thaw.result(), failure=None)
-                except AtollError as error:
-                    # The guest's own lease thaws it; the point must not claim the hold.
-                    released[uuid] = Release(thawed=None, failure=error)
+            released = _thaw(asked, hold, agents)
             group_seconds = time.monotonic() - started
     held = [
         HeldGuest(

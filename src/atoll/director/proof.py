@@ -100,6 +100,7 @@ def _hold(guest: HeldGuest) -> Hold | None:
     unbroken = thawed is not None and thawed.held
     return Hold(
         run=guest.run,
+        began_at=frozen.began_at,
         frozen_at=frozen.frozen_at,
         thawed_at=thawed.thawed_at if thawed else frozen.frozen_at + guest.lease_seconds,
         lease_seconds=guest.lease_seconds,

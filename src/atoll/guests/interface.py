@@ -10,13 +10,16 @@ from atoll.model.consistency import ApplicationState
 class Frozen:
     """A guest that is held. Times are seconds since the epoch by the guest's clock.
 
-    `filesystems` are the frozen mount points in the order they were frozen.
+    `began_at` is just before its first application was asked to hold, `frozen_at`
+    when the last file system was frozen. `filesystems` are the frozen mount
+    points in the order they were frozen.
     `clock_offset_seconds` is guest minus director, wrong by at most
     `clock_error_seconds`. An application with `held` False still lies on frozen
     file systems: its point is filesystem-consistent.
     """
 
     run: str
+    began_at: float
     frozen_at: float
     applications: tuple[ApplicationState, ...]
     filesystems: tuple[str, ...]
@@ -30,7 +33,8 @@ class Thawed:
 
     `held` is the agent's word that all it had held stayed held until it was
     asked to let go; otherwise `reason` says what broke it. `frozen_at` is None
-    when the agent never held anything for that run.
+    when the agent never held anything for that run. `thawed_at` is when all was
+    let go, applications included, or when the hold broke.
     """
 
     run: str
@@ -64,7 +68,12 @@ class GuestAgent(Protocol):
     """
 
     def prepare(self, run: str) -> None:
-        """Flush while everything serves, which may take minutes; harmless to repeat or to leave out."""
+        """Flush and make ready for the hold while everything serves, which may take minutes.
+
+        Holds and blocks nothing. Harmless to repeat; left out, `freeze` takes
+        longer. What was made ready is let go by `thaw`, by the next `prepare`,
+        or by itself after two minutes.
+        """
         ...
 
     def freeze(self, run: str, lease_seconds: float, budget_seconds: float) -> Frozen:
@@ -81,7 +90,8 @@ class GuestAgent(Protocol):
     def thaw(self, run: str) -> Thawed:
         """Let go and say whether the hold was unbroken. Repeating gives the same answer.
 
-        Never touches another run's hold.
+        Never touches another run's hold. Also for a run that was prepared and
+        then not held.
         """
         ...
 

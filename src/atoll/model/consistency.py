@@ -34,13 +34,17 @@ class ApplicationState:
 class Hold:
     """One guest's hold, times in seconds since the epoch by the guest's own clock.
 
-    `unbroken` is the agent's word that applications and file systems stayed
-    held from `frozen_at` to `thawed_at`; otherwise `reason` says what broke it.
+    `began_at` is just before the first application was asked to hold,
+    `frozen_at` when the last file system was frozen, `thawed_at` when all was
+    let go. `unbroken` is the agent's word that applications and file systems
+    stayed held from `frozen_at` until it was asked to let go; otherwise
+    `reason` says what broke it and `thawed_at` is when that was.
     `clock_offset_seconds` is guest minus director, `clock_error_seconds` how
     far that can be wrong (half the round trip).
     """
 
     run: str
+    began_at: float
     frozen_at: float
     thawed_at: float
     lease_seconds: float
@@ -53,8 +57,8 @@ class Hold:
 
     @property
     def seconds(self) -> float:
-        """How long the guest was held."""
-        return self.thawed_at - self.frozen_at
+        """How long anything in the guest may have felt the hold."""
+        return self.thawed_at - self.began_at
 
 
 @dataclass(frozen=True, slots=True)

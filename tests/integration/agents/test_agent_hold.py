@@ -339,3 +339,96 @@ def test_a_new_agent_thaws_what_a_dead_one_left(guest, agent):
     agent.start()
     assert not guest.frozen()
     assert f"{guest.mount} was found frozen" in agent.log
+
+
+def agent_sessions(guest):
+    return guest.psql(
+        "SELECT string_agg(state, ',') FROM pg_stat_activity "
+        "WHERE application_name = 'atoll-agent' AND state IS NOT NULL"
+    )
+
+
+def test_an_armed_run_is_held_without_starting_a_process(guest, agent, load):
+    agent.channel.prepare("armed-1")
+    before = agent.children()
+    assert any("watchdog" in command for command in before.values())
+    frozen = agent.channel.freeze("armed-1", 60, 30)
+    assert agent.children() == before
+    assert all(state.held for state in frozen.applications)
+    assert frozen.began_at < frozen.frozen_at
+    assert guest.frozen()
+    assert agent.channel.thaw("armed-1").held
+    assert agent.children() == {}
+
+
+def test_arming_holds_and_blocks_nothing(guest, agent):
+    agent.channel.prepare("armed-2")
+    assert agent.channel.status().state == "idle"
+    assert set(agent_sessions(guest).split(",")) == {"idle"}
+    assert not guest.frozen()
+    guest.psql("ALTER TABLE ledger ADD COLUMN passing int")
+    guest.psql("ALTER TABLE ledger DROP COLUMN passing")
+    guest.sql("ALTER TABLE shop.orders ADD COLUMN passing int")
+    guest.sql("ALTER TABLE shop.orders DROP COLUMN passing")
+    agent.channel.prepare("armed-3")
+    assert len([word for word in agent.children().values() if "watchdog" in word]) == 1
+    assert not agent.channel.thaw("armed-3").held
+    assert agent.children() == {}
+
+
+def test_a_killed_agent_leaves_no_watchdog_and_no_session_of_an_arming(guest, agent):
+    agent.channel.prepare("armed-4")
+    children = list(agent.children())
+    agent.process.kill()
+    agent.process.wait()
+    await_that(
+        lambda: not any(os.path.exists(f"/proc/{pid}") for pid in children), "all of them end"
+    )
+    await_that(lambda: agent_sessions(guest) == "", "the server has no session of the agent")
+
+
+def test_stopping_an_armed_agent_ends_what_it_armed(guest, agent):
+    agent.channel.prepare("armed-5")
+    children = list(agent.children())
+    agent.process.terminate()
+    assert agent.process.wait(60) == 0
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
+
+
+def test_what_changes_while_armed_is_held_as_it_is_then(guest, agent):
+    agent.channel.prepare("armed-6")
+    guest.psql("CREATE DATABASE later")
+    guest.psql("CREATE TABLE newer (id int)")
+    try:
+        frozen = agent.channel.freeze("armed-6", 60, 30)
+        assert all(state.held for state in frozen.applications)
+        assert agent_sessions(guest).split(",").count("idle in transaction") == 2
+        assert (
+            guest.psql(
+                "SELECT count(*) FROM pg_locks WHERE mode = 'ShareLock' AND granted "
+                "AND relation = 'newer'::regclass"
+            )
+            == "1"
+        )
+        assert agent.channel.thaw("armed-6").held
+    finally:
+        guest.psql("DROP DATABASE later")
+        guest.psql("DROP TABLE newer")
+
+
+@pytest.mark.parametrize("server", ["postgresql", "mariadb"])
+def test_a_session_lost_while_armed_does_not_cost_the_hold(guest, agent, server):
+    agent.channel.prepare("armed-7")
+    if server == "postgresql":
+        guest.psql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'atoll-agent'"
+        )
+    else:
+        [one, *_] = guest.sql(
+            "SELECT id FROM information_schema.processlist WHERE command = 'Sleep' AND db = 'shop'"
+        ).split()
+        guest.sql(f"KILL {one}")
+    frozen = agent.channel.freeze("armed-7", 60, 30)
+    assert [state.detail for state in frozen.applications] == ["", ""]
+    assert agent.channel.thaw("armed-7").held

@@ -32,7 +32,8 @@ def test_stacked_file_systems_freeze_from_the_top(tmp_path):
             # Dirty data above and below: the inner sync must get through the outer one.
             (inner / "data").write_bytes(os.urandom(4 << 20))
             endings = []
-            guard = Guard(order, [], 60, 60, endings.append)
+            guard = Guard(order, [], 60)
+            assert guard.begin(Deadline(60), 60, endings.append)
             assert guard.freeze(Deadline(60)) > 0
             ending = guard.thaw()
             assert (ending.held, ending.reason, endings) == (True, "", [])
@@ -51,7 +52,8 @@ def test_a_freeze_that_fails_half_way_thaws_the_rest(tmp_path):
         mounts = [m for m in read_mounts() if m.mountpoint in {str(one), str(two)}]
         mounts.sort(key=lambda mount: mount.mountpoint)
         run("fsfreeze", "-f", two)
-        guard = Guard(mounts, [], 60, 60, lambda ending: None)
+        guard = Guard(mounts, [], 60)
+        assert guard.begin(Deadline(60), 60, lambda ending: None)
         with pytest.raises(HoldError, match=f"{two} could not be frozen: it is already frozen"):
             guard.freeze(Deadline(60))
         (one / "free").write_bytes(b"x")

@@ -43,6 +43,7 @@ def free_port():
 def restore_point(vm, held, thawed):
     hold = Hold(
         held.run,
+        held.began_at,
         held.frozen_at,
         thawed.thawed_at,
         60.0,

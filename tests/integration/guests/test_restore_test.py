@@ -25,7 +25,7 @@ LABELS = ("system", "data", "wal")
 
 
 def point(*applications):
-    hold = Hold("r1", 1.0, 1.5, 10.0, True, "", applications, ("/",), 0.0, 0.01)
+    hold = Hold("r1", 0.9, 1.0, 1.5, 10.0, True, "", applications, ("/",), 0.0, 0.01)
     proof = ConsistencyProof(
         "db1",
         Consistency.CRASH,

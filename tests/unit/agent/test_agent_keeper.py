@@ -7,6 +7,7 @@ import pytest
 from atoll_agent.application import HeldApplication
 from atoll_agent.errors import ApplicationError, ConflictError, HoldError
 from atoll_agent.keeper import Keeper, State
+from atoll_agent.mounts import Mount
 from atoll_agent.protocol import FreezeRequest
 
 
@@ -18,6 +19,9 @@ class FakeApplication:
     def __init__(self):
         self.open_error = self.prepare_error = self.lost = ""
         self.opened = False
+        self.ready = True
+        self.openings = 0
+        self.closed = threading.Event()
         self.may_hold = threading.Event()
         self.may_hold.set()
         self.holding = threading.Event()
@@ -30,7 +34,12 @@ class FakeApplication:
         if self.open_error:
             raise ApplicationError(self.open_error)
         self.opened = True
+        self.openings += 1
+        self.closed.clear()
         return []
+
+    def still_ready(self, deadline):
+        return self.ready
 
     def hold(self, deadline):
         self.holding.set()
@@ -42,6 +51,7 @@ class FakeApplication:
 
     def close(self):
         self.opened = False
+        self.closed.set()
 
 
 @pytest.fixture
@@ -61,8 +71,13 @@ def request(run="a", lease=60.0):
     return FreezeRequest(run, lease, 30.0)
 
 
+def watchdog_of(keeper):
+    return keeper._armed.guard._process
+
+
 def test_a_hold_from_freeze_to_thaw(keeper, application):
     held = keeper.freeze(request())
+    assert held.began_at <= held.frozen_at
     assert (keeper.state(), application.opened) == (State("held", "a"), True)
     released = keeper.thaw("a")
     assert (released.held, released.reason, released.frozen_at) == (True, "", held.frozen_at)
@@ -158,3 +173,113 @@ def test_a_failure_while_looking_around_leaves_nothing_held(application):
         keeper.freeze(request())
     assert keeper.state() == State("idle", "")
     assert not keeper.thaw("a").held
+
+
+def test_a_prepared_run_is_held_with_what_was_armed(keeper, application):
+    keeper.prepare("a")
+    assert (keeper.state(), application.opened) == (State("idle", ""), True)
+    watchdog = watchdog_of(keeper)
+    keeper.freeze(request())
+    assert keeper._hold._armed.guard._process is watchdog
+    assert keeper.thaw("a").held
+    assert (application.openings, application.opened) == (1, False)
+    assert watchdog.wait(60) == 0
+
+
+def test_what_is_armed_is_let_go_after_its_time(application):
+    keeper = Keeper(lambda: [application], list, armed_seconds=0.2)
+    keeper.prepare("a")
+    watchdog = watchdog_of(keeper)
+    assert application.closed.wait(60)
+    assert watchdog.wait(60) == 0
+    assert keeper.freeze(request()).applications[0].held
+    assert application.openings == 2
+    assert keeper.thaw("a").held
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda keeper: keeper.prepare("b"),
+        lambda keeper: keeper.prepare("a"),
+        lambda keeper: keeper.freeze(request("b")),
+        lambda keeper: keeper.thaw("a"),
+        lambda keeper: keeper.stop(),
+    ],
+    ids=["prepare of another", "prepare again", "freeze of another", "thaw", "stop"],
+)
+def test_what_is_armed_ends_with(keeper, application, end):
+    keeper.prepare("a")
+    watchdog = watchdog_of(keeper)
+    application.closed.clear()
+    end(keeper)
+    assert watchdog.wait(60) == 0
+    assert application.openings == 2 or not application.opened
+
+
+def test_another_runs_thaw_leaves_what_is_armed(keeper):
+    keeper.prepare("a")
+    watchdog = watchdog_of(keeper)
+    assert not keeper.thaw("b").held
+    assert watchdog_of(keeper) is watchdog
+
+
+@pytest.mark.parametrize("how", ["session", "watchdog", "application", "mount"])
+def test_what_is_armed_and_no_longer_good_is_armed_again(application, how):
+    found, mounts = [application], []
+    keeper = Keeper(lambda: list(found), lambda: list(mounts))
+    keeper.prepare("a")
+    armed = keeper._armed
+    if how == "session":
+        application.ready = False
+    elif how == "watchdog":
+        armed.guard._process.kill()
+        armed.guard._wait(lambda: False, 60)
+    elif how == "application":
+        other = FakeApplication()
+        other.name = "two"
+        found.append(other)
+    else:
+        mounts.append(Mount("/proc/self", "none", "ext4", "0:0", False))
+    if how == "mount":
+        # Not one that could be frozen; that it was tried shows that it was seen.
+        with pytest.raises(HoldError, match="/proc/self could not be frozen"):
+            keeper.freeze(request())
+    else:
+        assert len(keeper.freeze(request()).applications) == len(found)
+        assert keeper.thaw("a").held
+    assert application.openings == 2
+    assert armed.guard._process.poll() is not None
+    keeper.stop()
+
+
+def test_a_guest_that_lacks_an_application_is_not_kept_armed(keeper, application):
+    application.open_error = "too many connections"
+    keeper.prepare("a")
+    assert keeper._armed is None
+    application.open_error = ""
+    assert keeper.freeze(request()).applications[0].held
+
+
+def test_an_arming_that_comes_too_late_is_undone(keeper, application):
+    """A prepare that is still at it when the freeze comes leaves the hold alone."""
+    application.preparing, application.may_prepare = threading.Event(), threading.Event()
+
+    def prepare(deadline):
+        application.preparing.set()
+        assert application.may_prepare.wait(60)
+
+    application.prepare = prepare
+    others = [FakeApplication()]
+    keeper._find_applications = lambda: [application] if not others else [others.pop()]
+    late = threading.Thread(target=lambda: keeper.prepare("a"))
+    others.clear()
+    late.start()
+    assert application.preparing.wait(60)
+    held_by = FakeApplication()
+    others.append(held_by)
+    keeper.freeze(request())
+    application.may_prepare.set()
+    late.join()
+    assert (application.opened, held_by.opened, keeper._armed) == (False, True, None)
+    assert keeper.thaw("a").held

@@ -7,7 +7,12 @@ import pytest
 from atoll.director.capture import HoldPolicy, capture
 from atoll.guests.interface import Frozen, Thawed
 from atoll.model.consistency import ApplicationState, Consistency
-from atoll.model.errors import AgentUnavailableError, HoldFailedError, StorageUnreachableError
+from atoll.model.errors import (
+    AgentUnavailableError,
+    HoldFailedError,
+    StorageUnreachableError,
+    VCenterUnreachableError,
+)
 from atoll.model.inventory import VirtualDisk, VirtualMachine
 from atoll.model.plan import Plan, PlannedDisk, PlannedVm
 from atoll.model.progress import Silent
@@ -22,20 +27,25 @@ class Guest:
 
     def __init__(self, log: list[str], name: str, application: ApplicationState = HELD) -> None:
         self.log, self.name, self.application = log, name, application
+        self.prepared: list[str] = []
         self.frozen: str | None = None
+        self.prepare_error: Exception | None = None
         self.freeze_error: Exception | None = None
         self.thaw_error: Exception | None = None
         self.broken = ""
 
     def prepare(self, run: str) -> None:
         self.log.append(f"prepare {self.name}")
+        self.prepared.append(run)
+        if self.prepare_error:
+            raise self.prepare_error
 
     def freeze(self, run: str, lease_seconds: float, budget_seconds: float) -> Frozen:
         self.log.append(f"freeze {self.name}")
         if self.freeze_error:
             raise self.freeze_error
         self.frozen = run
-        return Frozen(run, 100.0, (self.application,), ("/data", "/"), 0.0, 0.01)
+        return Frozen(run, 99.75, 100.0, (self.application,), ("/data", "/"), 0.0, 0.01)
 
     def thaw(self, run: str) -> Thawed:
         self.log.append(f"thaw {self.name}")
@@ -98,7 +108,7 @@ def test_all_are_frozen_before_the_snapshot_and_thawed_after() -> None:
     assert sorted(log[5:]) == ["thaw a", "thaw b"]
     assert {proof.consistency for proof in made.proofs.values()} == {Consistency.APP}
     assert made.proofs["a"].hold is not None
-    assert made.proofs["a"].hold.seconds == 1.0
+    assert made.proofs["a"].hold.seconds == 1.25
 
 
 def test_a_guest_that_cannot_be_frozen_stops_the_run_and_thaws_everybody() -> None:
@@ -111,6 +121,23 @@ def test_a_guest_that_cannot_be_frozen_stops_the_run_and_thaws_everybody() -> No
     assert "snapshot prod" not in log
     assert {"thaw a", "thaw b"} <= set(log)
     assert guests[0].frozen is None
+
+
+def test_guests_that_were_prepared_for_nothing_are_let_go() -> None:
+    log: list[str] = []
+    guests = [Guest(log, "a"), Guest(log, "b")]
+    guests[1].prepare_error = HoldFailedError("b cannot flush")
+    with pytest.raises(HoldFailedError, match="b cannot flush"):
+        run(guests, Storage(log))
+    assert log[2:] == ["thaw a"]
+
+    def unreachable(uuids: Sequence[str]) -> Mapping[str, tuple[str, tuple[str, ...]]]:
+        raise VCenterUnreachableError("vCenter is away")
+
+    log.clear()
+    with pytest.raises(VCenterUnreachableError):
+        run(guests[:1], Storage(log), unreachable)
+    assert log == ["prepare a", "thaw a"]
 
 
 def test_a_lesser_point_is_made_when_allowed_and_says_why() -> None:
@@ -158,10 +185,11 @@ def test_guests_are_thawed_when_the_storage_fails() -> None:
 def test_a_vm_that_moves_during_the_hold_is_held_again() -> None:
     hosts = iter(["esx1", "esx2", "esx2", "esx2"])
     log: list[str] = []
-    storage = Storage(log)
-    made = run([Guest(log, "a")], storage, lambda uuids: {u: (h, ()) for u, h in
+    storage, guest = Storage(log), Guest(log, "a")
+    made = run([guest], storage, lambda uuids: {u: (h, ()) for u, h in
                zip(uuids, [next(hosts)], strict=True)})  # fmt: skip
     assert log.count("snapshot prod") == 2
+    assert guest.prepared == ["r1", "r1-1"], "the second hold is as short as the first"
     assert made.proofs["a"].consistency is Consistency.APP
     assert storage.names == {"atoll-r1"}
 

@@ -1,6 +1,7 @@
 """The channel against the agent's own server: who may speak, and what strange answers become."""
 
 import dataclasses
+import gc
 import http.client
 import json
 import socket
@@ -15,6 +16,7 @@ from atoll.guests.registry import EnrolledAgent
 from atoll.model.errors import AgentUnavailableError, HoldFailedError
 from atoll_agent.config import Config
 from atoll_agent.keeper import Keeper
+from atoll_agent.protocol import FreezeRequest
 from atoll_agent.server import AgentServer
 
 UUID = "50123456-789a-bcde-f012-3456789abcde"
@@ -83,12 +85,101 @@ def test_a_whole_hold_over_the_wire(channel):
     channel.prepare("r1")
     frozen = channel.freeze("r1", 60, 30)
     assert (frozen.run, frozen.applications, frozen.filesystems) == ("r1", (), ())
+    assert frozen.began_at <= frozen.frozen_at
     status = channel.status()
     assert (status.name, status.state, status.run) == ("db1", "held", "r1")
     assert abs(status.clock_offset_seconds) <= status.clock_error_seconds + 0.01
     thawed = channel.thaw("r1")
     assert (thawed.held, thawed.frozen_at) == (True, frozen.frozen_at)
     assert channel.thaw("r1") == thawed
+
+
+@pytest.fixture
+def connections(server, monkeypatch):
+    """The addresses that connected, in order."""
+    seen = []
+    serve = server.process_request
+
+    def note(request, address):
+        seen.append(address)
+        serve(request, address)
+
+    monkeypatch.setattr(server, "process_request", note)
+    return seen
+
+
+def kept(channel):
+    return channel._kept.connection._http.sock
+
+
+def test_one_connection_serves_a_run_and_is_closed_with_it(channel, connections):
+    channel.prepare("r1")
+    connection = kept(channel)
+    assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    channel.freeze("r1", 60, 30)
+    assert channel.thaw("r1").held
+    assert len(connections) == 1
+    assert (channel._kept, connection.fileno()) == (None, -1)
+
+
+def test_without_prepare_the_freezes_connection_serves_the_thaw(channel, connections):
+    channel.freeze("r1", 60, 30)
+    assert channel.thaw("r1").held
+    assert len(connections) == 1
+
+
+@pytest.mark.parametrize("at", ["freeze", "thaw"])
+def test_a_kept_connection_that_died_is_replaced(channel, connections, at):
+    channel.prepare("r1")
+    if at == "freeze":
+        kept(channel).shutdown(socket.SHUT_RDWR)
+    channel.freeze("r1", 60, 30)
+    if at == "thaw":
+        kept(channel).shutdown(socket.SHUT_RDWR)
+    assert channel.thaw("r1").held
+    assert len(connections) == 2
+
+
+def test_a_kept_connection_that_went_silent_delays_the_thaw_only_so_long(
+    channel, connections, monkeypatch
+):
+    monkeypatch.setattr("atoll.guests.channel._KEPT_THAW_SECONDS", 0.3)
+    channel.freeze("r1", 60, 30)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        silent = socket.create_connection(mute.getsockname())
+        # What the firewall between forgot: nothing comes back, nobody says so.
+        connection = channel._kept.connection._http
+        connection.sock.close()
+        connection.sock = silent
+        assert channel.thaw("r1").held
+    assert len(connections) == 2
+
+
+def test_a_refused_freeze_keeps_the_connection_for_its_thaw(channel, connections, keeper):
+    channel.prepare("r2")
+    keeper.freeze(FreezeRequest("r1", 60, 30))
+    with pytest.raises(HoldFailedError, match="run r1 is held"):
+        channel.freeze("r2", 60, 30)
+    assert not channel.thaw("r2").held
+    assert len(connections) == 1
+    assert keeper.state().state == "held"
+
+
+def test_other_runs_and_status_have_connections_of_their_own(channel, connections):
+    channel.prepare("r1")
+    assert channel.status().state == "idle"
+    assert not channel.thaw("r2").held
+    channel.freeze("r1", 60, 30)
+    assert len(connections) == 3
+
+
+def test_a_dropped_channel_hangs_up(entry, authority):
+    channel = AgentChannel(entry, authority.credentials)
+    channel.prepare("r1")
+    connection = kept(channel)
+    del channel
+    gc.collect()
+    assert connection.fileno() == -1
 
 
 def test_refusals_are_errors_of_the_hold(channel):

@@ -18,7 +18,7 @@ HELD = ApplicationState("postgresql", "15/main", True, "0/100", "42", 0.2)
 
 
 def point(hold_applications=(HELD,), with_agent=True):
-    hold = Hold("r1", 1.0, 1.5, 10.0, True, "", tuple(hold_applications), ("/",), 0.0, 0.01)
+    hold = Hold("r1", 0.9, 1.0, 1.5, 10.0, True, "", tuple(hold_applications), ("/",), 0.0, 0.01)
     proof = ConsistencyProof(
         "db1", Consistency.APP, (), hold if with_agent else None, "g", "s", 1.1, 1.2, "a", "a"
     )
