@@ -30,16 +30,16 @@ def files(
                 f"{entry.uid}:{entry.gid}",
                 size(entry.size),
                 moment(entry.mtime_ns / 1e9),
-                _printable(entry.path.rsplit("/", 1)[-1])
+                printable(entry.path.rsplit("/", 1)[-1])
                 + _KINDS.get(str(entry.kind), "")
-                + (f" -> {_printable(entry.target)}" if entry.target else ""),
+                + (f" -> {printable(entry.target)}" if entry.target else ""),
             )
             for entry in entries
         ],
     )
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A guest chose this name: show control characters and broken encodings as escapes."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in name

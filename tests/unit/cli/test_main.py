@@ -1,0 +1,58 @@
+"""The command itself: errors become one sentence and an exit status, never a traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ATOLL = str(Path(sys.executable).with_name("atoll"))
+
+
+def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "ATOLL_CONFIG"}
+    return subprocess.run(
+        [ATOLL, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("inventory",),
+        ("backup", "db1"),
+        ("points",),
+        ("verify",),
+        ("prove", "db1@latest"),
+        ("files", "db1@latest"),
+        ("agent", "list"),
+        ("repo", "stats"),
+        ("cleanup",),
+    ],
+)
+def test_without_settings_every_command_says_where_they_may_be(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    done = run(tmp_path, *command)
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert done.stderr.startswith("atoll: No settings found")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_wrong_command_line_is_a_usage_error(tmp_path: Path) -> None:
+    assert run(tmp_path, "bakcup").returncode == 2
+    assert run(tmp_path, "backup").returncode == 2
+
+
+def test_the_version_is_told(tmp_path: Path) -> None:
+    done = run(tmp_path, "--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith("atoll 0.")
+
+
+def test_help_lists_the_commands(tmp_path: Path) -> None:
+    said = run(tmp_path, "--help").stdout
+    for command in ("inventory", "backup", "points", "prove", "restore", "lab"):
+        assert command in said

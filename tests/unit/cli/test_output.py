@@ -1,0 +1,33 @@
+"""What people read: sizes, durations, and names that guests chose."""
+
+import pytest
+
+from atoll.cli.files import printable
+from atoll.cli.output import seconds, size
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536 << 20, "1.5 GiB"),
+        (5 << 50, "5.0 PiB"),
+    ],
+)
+def test_sizes(count: int, said: str) -> None:
+    assert size(count) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.0141, "14 ms"), (1.04, "1.0 s"), (99.9, "99.9 s"), (188.8, "3 min 8 s")]
+)
+def test_durations(value: float, said: str) -> None:
+    assert seconds(value) == said
+
+
+def test_a_name_chosen_by_a_guest_cannot_drive_the_terminal() -> None:
+    assert printable("a\x1b[2Jb\n") == "a\\x1b[2Jb\\n"
+    assert printable("größe") == "größe"
+    assert printable(b"\xff".decode("utf-8", "surrogateescape")) == "\\udcff"
