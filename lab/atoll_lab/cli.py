@@ -21,9 +21,9 @@ Name = Annotated[str, typer.Argument(help="The lab's name; several labs run side
 def up(name: Name = "lab") -> None:
     """Stand up a site, or start again what of it has stopped."""
     where = places(name)
-    bring_up(where, lambda text: err.print(f"lab {name}: {text}", style="dim", markup=False))
+    bring_up(where, lambda text: err.print(f"lab {name}: {text}", style="dim"))
     out.print(f"Lab {name} is up. To work with it:")
-    out.print(f"  export ATOLL_CONFIG={where.settings}", markup=False, soft_wrap=True)
+    out.print(f"  export ATOLL_CONFIG={where.settings}", soft_wrap=True)
 
 
 @app.command("status")

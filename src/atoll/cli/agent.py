@@ -70,8 +70,8 @@ def enroll(
         port=port,
         applications=_applications(applications),
     )
-    out.print(f"Wrote {target}. In the guest, as root:", markup=False)
-    out.print(f"  tar -C / -xf {target.name} && systemctl enable --now atoll-agent", markup=False)
+    out.print(f"Wrote {target}. In the guest, as root:")
+    out.print(f"  tar -C / -xf {target.name} && systemctl enable --now atoll-agent")
 
 
 @app.command("list")

@@ -53,13 +53,13 @@ def cleanup(
     if json:
         as_json(done)
     else:
-        out.print("\n".join(done) if done else "Nothing was left behind.", markup=False)
+        out.print("\n".join(done) if done else "Nothing was left behind.")
 
 
 def report(result: BackupResult) -> None:
     """Print what a run made."""
     for line in result.cleaned:
-        err.print(line, style="yellow", markup=False)
+        err.print(line, style="yellow")
     table(
         ["restore point", "consistency", ">held", ">read", ">of", ">added", "kind"],
         [

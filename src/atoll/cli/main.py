@@ -67,7 +67,7 @@ def run() -> None:
     try:
         app()
     except AtollError as error:
-        err.print(f"atoll: {error}", markup=False, soft_wrap=True)
+        err.print(f"atoll: {error}", soft_wrap=True)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         err.print("atoll: interrupted")

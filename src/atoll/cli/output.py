@@ -10,12 +10,19 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 _PIPE_COLUMNS = 160
 """Width of tables that go to a file or a pipe, where no terminal sets a limit."""
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
-err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _PIPE_COLUMNS)
+# No markup: names come from guests and from vCenter.
+out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
+err = Console(
+    stderr=True,
+    highlight=False,
+    markup=False,
+    width=None if sys.stderr.isatty() else _PIPE_COLUMNS,
+)
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -61,7 +68,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = ""
             no_wrap=not column.startswith("~"),
         )
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*(Text(cell) for cell in row))
     out.print(drawn)
 
 

@@ -31,7 +31,7 @@ def prove(
             [(name, _said(value)) for name, value in sorted(evidence.facts.items())],
             title=f"Booted and answering after {seconds(evidence.boot_seconds)}",
         )
-        out.print(evidence.summary, markup=False, soft_wrap=True)
+        out.print(evidence.summary, soft_wrap=True)
     if not evidence.passed:
         raise ProofFailedError(f"The restore test of {reference} failed: {evidence.summary}")
 

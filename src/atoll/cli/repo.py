@@ -15,7 +15,7 @@ app = typer.Typer(help="Make and look at the repository.", no_args_is_help=True)
 def init() -> None:
     """Make the repository the settings name, and its key file if there is none."""
     with create_repository(context.chosen()) as repository:
-        out.print(f"Made {repository.stats().location}.", markup=False)
+        out.print(f"Made {repository.stats().location}.")
     out.print("Keep a copy of the key file elsewhere: without it nothing can be restored.")
 
 

@@ -28,9 +28,9 @@ def restore_file(
     if json:
         as_json(report)
         return
-    out.print(f"Restored {report.files} files, {size(report.bytes)}, into {target}.", markup=False)
+    out.print(f"Restored {report.files} files, {size(report.bytes)}, into {target}.")
     for lost in report.not_kept:
-        err.print(f"not kept: {lost}", style="yellow", markup=False)
+        err.print(f"not kept: {lost}", style="yellow")
 
 
 @app.command("disk")
@@ -55,4 +55,4 @@ def restore_whole_disk(
             )
     finally:
         reader.close()
-    out.print(f"Restored {image.label} of {point.vm}@{point.run} to {target}.", markup=False)
+    out.print(f"Restored {image.label} of {point.vm}@{point.run} to {target}.")

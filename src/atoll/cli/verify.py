@@ -25,9 +25,7 @@ def verify(
     else:
         for damage in report.damaged:
             touched = ", ".join(damage.points) or "no restore point"
-            err.print(
-                f"{damage.object}: {damage.detail}; touches {touched}", style="red", markup=False
-            )
+            err.print(f"{damage.object}: {damage.detail}; touches {touched}", style="red")
     if report.damaged:
         raise RepositoryDamagedError(
             f"{len(report.damaged)} objects of the repository are damaged; "

@@ -13,7 +13,12 @@ ATOLL = str(Path(sys.executable).with_name("atoll"))
 def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "ATOLL_CONFIG"}
     return subprocess.run(
-        [ATOLL, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [ATOLL, *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

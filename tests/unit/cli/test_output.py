@@ -3,7 +3,7 @@
 import pytest
 
 from atoll.cli.files import printable
-from atoll.cli.output import seconds, size
+from atoll.cli.output import seconds, size, table
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,10 @@ def test_a_name_chosen_by_a_guest_cannot_drive_the_terminal() -> None:
     assert printable("a\x1b[2Jb\n") == "a\\x1b[2Jb\\n"
     assert printable("größe") == "größe"
     assert printable(b"\xff".decode("utf-8", "surrogateescape")) == "\\udcff"
+
+
+def test_a_name_that_looks_like_markup_is_printed_as_it_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table(["~name"], [("[bold]x[/bold] [vmfs1] db1/db1.vmdk",)])
+    assert "[bold]x[/bold] [vmfs1] db1/db1.vmdk" in capsys.readouterr().out
