@@ -3,9 +3,9 @@
 import os
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from atoll.model.errors import ConfigurationError
 
@@ -56,6 +56,13 @@ class DirectorSection(_Section):
     lease_seconds: float = Field(default=10.0, ge=1, le=60)
     budget_seconds: float = Field(default=5.0, gt=0, le=60)
 
+    @model_validator(mode="after")
+    def _lease_outlasts_budget(self) -> Self:
+        """A guest's lease runs while others still use their budget."""
+        if self.lease_seconds <= self.budget_seconds:
+            raise ValueError("lease_seconds must be longer than budget_seconds")
+        return self
+
 
 class Settings(_Section):
     """The whole file."""
@@ -75,10 +82,10 @@ def load_settings(path: Path | None = None) -> Settings:
     """
     source = _find(path)
     try:
-        raw = tomllib.loads(source.read_text())
+        raw = tomllib.loads(source.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"Cannot read {source}: {error.strerror}.") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{source} is not valid TOML: {error}.") from error
     try:
         settings = Settings.model_validate(raw)
@@ -93,7 +100,7 @@ def read_secret(path: Path) -> str:
     """The first line of a secret file; ConfigurationError when it cannot be read."""
     try:
         return path.read_text().splitlines()[0]
-    except (OSError, IndexError) as error:
+    except (OSError, IndexError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"Cannot read the secret file {path}; it must exist and hold one line."
         ) from error
@@ -131,7 +138,9 @@ def _anchored(settings: Settings, base: Path) -> Settings:
             ),
             "repository": repository.model_copy(
                 update={
-                    "location": str(at(Path(repository.location))),
+                    "location": repository.location
+                    if "://" in repository.location
+                    else str(at(Path(repository.location))),
                     "key_file": at(repository.key_file),
                 }
             ),

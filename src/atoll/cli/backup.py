@@ -7,6 +7,7 @@ import typer
 from atoll.cli import context
 from atoll.cli.output import as_json, err, out, seconds, size, table
 from atoll.cli.progress import LiveProgress
+from atoll.director.proof import POWERED_OFF
 from atoll.model.consistency import Consistency
 from atoll.model.points import RestorePoint
 from atoll.model.progress import Progress, Silent
@@ -93,4 +94,7 @@ def report(result: BackupResult) -> None:
 
 
 def _lesser(point: RestorePoint) -> bool:
-    return bool(point.proof.reasons) and point.proof.consistency is not Consistency.APP
+    """Whether a VM that was running got less than its agent should give."""
+    was_off = any(reason.startswith(POWERED_OFF) for reason in point.proof.reasons)
+    lesser = bool(point.proof.reasons) and point.proof.consistency is not Consistency.APP
+    return lesser and not was_off

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from atoll.director.proof import HeldGuest, Release, prove_consistency
 from atoll.guests.interface import Frozen, GuestAgent
 from atoll.model.consistency import ConsistencyProof
-from atoll.model.errors import AtollError
+from atoll.model.errors import AtollError, HoldFailedError
+from atoll.model.inventory import Placement
 from atoll.model.plan import Plan, PlannedVm
 from atoll.model.progress import Progress
 from atoll.model.storage import GroupSnapshot
 from atoll.storage.interface import StorageEngine
 
-PlacementReader = Callable[[Sequence[str]], Mapping[str, tuple[str, tuple[str, ...]]]]
-"""Instance UUIDs to (host, datastores) as vCenter says at the moment of the call."""
+PlacementReader = Callable[[Sequence[str]], Mapping[str, Placement]]
+"""Instance UUIDs to where vCenter says that they are at the moment of the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +54,29 @@ def capture(
     plan: Plan,
     agents: Mapping[str, GuestAgent],
     engine: StorageEngine,
+    name: str,
     placement: PlacementReader,
     policy: HoldPolicy,
     progress: Progress,
 ) -> Capture:
-    """Capture the plan's LUN group as `atoll-<run>`.
+    """Capture the plan's LUN group as the snapshot `name`.
 
     `agents` are keyed by instance UUID. Raises the agent's error when a guest
     could not be held and the policy does not accept less; then no snapshot was
     taken and every guest was told to thaw. A hold that broke after it began
-    still gives a point, marked with what was lost.
+    still gives a point, marked with what was lost. HoldFailedError also when a
+    VM is no longer what was planned, for example because another product took a
+    VMware snapshot of it since.
     """
     uuids = [vm.vm.instance_uuid for vm in plan.vms]
-    name = snapshot_name(plan.run)
     for attempt in range(policy.moves + 1):
         # Each hold has a name of its own, so a late word about one never touches the next.
-        hold = plan.run if attempt == 0 else f"{plan.run}-{attempt}"
+        hold = hold_name(plan.run, attempt)
         progress.stage("", "prepare")
         failures = _prepare(plan, hold, agents, policy)
         try:
             before = placement(uuids)
+            _require_as_planned(plan, before)
         except BaseException:
             _thaw(_asked(plan, agents, failures), hold, agents)
             raise
@@ -99,16 +103,31 @@ def capture(
     return Capture(snapshot=snapshot, proofs=proofs, group_hold_seconds=group_seconds)
 
 
-def snapshot_name(run: str) -> str:
-    """What the storage snapshot of a run is called."""
-    return f"atoll-{run}"
+def hold_name(run: str, attempt: int) -> str:
+    """What a run's hold is called to the agents; each redo has a name of its own."""
+    return run if attempt == 0 else f"{run}-{attempt}"
 
 
-def _moved(
-    vm: PlannedVm,
-    before: Mapping[str, tuple[str, tuple[str, ...]]],
-    after: Mapping[str, tuple[str, tuple[str, ...]]],
-) -> bool:
+def _require_as_planned(plan: Plan, placements: Mapping[str, Placement]) -> None:
+    """Refuse to hold a VM whose files or power changed since the plan was made."""
+    for planned in plan.vms:
+        vm = planned.vm
+        place = placements.get(vm.instance_uuid)
+        disks = tuple(sorted((disk.key, disk.path) for disk in vm.disks))
+        if place is None:
+            change = "is gone from vCenter"
+        elif place.has_snapshot:
+            change = "has a VMware snapshot now"
+        elif place.disks != disks:
+            change = "has other disks now"
+        elif place.powered_on != vm.powered_on:
+            change = "was switched on or off"
+        else:
+            continue
+        raise HoldFailedError(f"VM {vm.name} {change}, unlike when the run was planned; run again.")
+
+
+def _moved(vm: PlannedVm, before: Mapping[str, Placement], after: Mapping[str, Placement]) -> bool:
     uuid = vm.vm.instance_uuid
     return before.get(uuid) != after.get(uuid)
 
@@ -193,9 +212,10 @@ def _hold_and_snapshot(
             progress.stage("", "snapshot")
             snapshot = engine.snapshot_group(plan.group, name)
         finally:
-            progress.stage("", "release")
+            # Nothing, not even telling the watcher, comes before the guests.
             released = _thaw(asked, hold, agents)
             group_seconds = time.monotonic() - started
+            progress.stage("", "release")
     held = [
         HeldGuest(
             planned=vm,

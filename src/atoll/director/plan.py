@@ -23,10 +23,8 @@ def make_plan(
     UnprotectableVmError before any guest hears of the run.
     """
     luns_by_naa = {lun.naa: lun for group in groups for lun in group.luns}
-    planned = [
-        _plan_vm(_find_vm(name, inventory), inventory, luns_by_naa, with_agent)
-        for name in dict.fromkeys(names)
-    ]
+    found = {vm.instance_uuid: vm for vm in (_find_vm(name, inventory) for name in names)}
+    planned = [_plan_vm(vm, inventory, luns_by_naa, with_agent) for vm in found.values()]
     group = _common_group(planned)
     chosen = {vm.vm.instance_uuid for vm in planned}
     group_naas = {lun.naa for lun in luns_by_naa.values() if lun.group == group}

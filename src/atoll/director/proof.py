@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from atoll.guests.interface import Frozen, Thawed
 from atoll.model.consistency import Consistency, ConsistencyProof, Hold
 from atoll.model.errors import AtollError
+from atoll.model.inventory import Placement
 from atoll.model.plan import PlannedVm
 from atoll.model.storage import GroupSnapshot
+
+POWERED_OFF = "powered off"
+"""How the reason begins for a VM that was not running, which no agent could have held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +40,8 @@ class HeldGuest:
 def prove_consistency(
     guest: HeldGuest,
     snapshot: GroupSnapshot,
-    before: tuple[str, tuple[str, ...]] | None,
-    after: tuple[str, tuple[str, ...]] | None,
+    before: Placement | None,
+    after: Placement | None,
 ) -> ConsistencyProof:
     """Judge one guest.
 
@@ -51,10 +55,7 @@ def prove_consistency(
     consistency, reasons = _judge(guest)
     if before != after:
         consistency = Consistency.CRASH
-        reasons = (
-            *reasons,
-            f"moved from {_where(before)} to {_where(after)} while the snapshot was taken",
-        )
+        reasons = (*reasons, _change(before, after))
     return ConsistencyProof(
         vm=planned.vm.name,
         consistency=consistency,
@@ -71,7 +72,7 @@ def prove_consistency(
 
 def _judge(guest: HeldGuest) -> tuple[Consistency, tuple[str, ...]]:
     if not guest.planned.vm.powered_on:
-        return Consistency.FILESYSTEM, ("powered off, so nothing was running to be held",)
+        return Consistency.CRASH, (f"{POWERED_OFF}: its disks are as clean as it was shut down",)
     if guest.failure is not None:
         return Consistency.CRASH, (str(guest.failure),)
     if guest.frozen is None or guest.release is None:
@@ -87,6 +88,8 @@ def _judge(guest: HeldGuest) -> tuple[Consistency, tuple[str, ...]]:
     )
     if refused:
         return Consistency.FILESYSTEM, refused
+    if not guest.frozen.filesystems:
+        return Consistency.CRASH, ("the agent found no file system that it can freeze",)
     if not guest.frozen.applications:
         return Consistency.FILESYSTEM, ()
     return Consistency.APP, ()
@@ -113,5 +116,15 @@ def _hold(guest: HeldGuest) -> Hold | None:
     )
 
 
-def _where(place: tuple[str, tuple[str, ...]] | None) -> str:
-    return place[0] if place else "nowhere"
+def _change(before: Placement | None, after: Placement | None) -> str:
+    if before is None or after is None or before.host != after.host:
+        return f"moved from {_where(before)} to {_where(after)} while the snapshot was taken"
+    if before.datastores != after.datastores:
+        return "moved to other datastores while the snapshot was taken"
+    if before.powered_on != after.powered_on:
+        return "was switched on or off while the snapshot was taken"
+    return "got a VMware snapshot or other disks while the snapshot was taken"
+
+
+def _where(place: Placement | None) -> str:
+    return place.host if place else "nowhere"

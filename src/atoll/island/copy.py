@@ -9,7 +9,7 @@ from atoll.blocks.extent_map import DiskMap
 from atoll.blocks.readers import MappedReader
 from atoll.blocks.vmfs import VmfsVolume, open_volumes
 from atoll.model.consistency import ConsistencyProof
-from atoll.model.errors import UnprotectableVmError
+from atoll.model.errors import RepositoryDamagedError, UnprotectableVmError
 from atoll.model.extents import Extent, align, total_bytes
 from atoll.model.plan import PlannedDisk, PlannedVm
 from atoll.model.points import DiskImage, RestorePoint
@@ -35,11 +35,11 @@ class SnapshotView:
     def volume(self, disk: PlannedDisk) -> VmfsVolume:
         """The volume a planned disk lies on."""
         for volume in self.volumes:
-            if tuple(volume.luns) == disk.luns:
+            if tuple(volume.luns) == disk.luns and volume.uuid == disk.vmfs_uuid:
                 return volume
         raise UnprotectableVmError(
-            f"The snapshot holds no VMFS volume on LUN {', '.join(disk.luns)} although vCenter "
-            f"says that disk {disk.disk.path} lies there; rescan the hosts and run again."
+            f"The snapshot holds no VMFS volume {disk.vmfs_uuid} on LUN {', '.join(disk.luns)}, "
+            f"where vCenter says that disk {disk.disk.path} lies; rescan the hosts and run again."
         )
 
 
@@ -103,7 +103,7 @@ def copy_vm(
             )
         )
     return RestorePoint(
-        id=f"{run}-{vm.name}",
+        id=f"{run}-{vm.instance_uuid}",
         run=run,
         vm=vm.name,
         instance_uuid=vm.instance_uuid,
@@ -139,13 +139,13 @@ def _disk_work(
     reader = MappedReader(disk_map, view.luns)
     parent = _parent_disk(disk.key, parent_point)
     extents: Sequence[Extent] | None = None
-    if parent is not None and parent_point is not None:
-        if set(disk_map.luns) <= set(parent.luns):
-            old = DiskMap.from_bytes(repository.get_blob(parent.extent_map))
-            changed = {lun: view.changes(lun, parent_point.snapshot) for lun in disk_map.luns}
-            extents = changed_disk_extents(old, disk_map, changed)
-        else:
-            parent = None  # it moved to LUNs the older snapshot may not have: read it in full
+    old = _parent_map(parent, repository)
+    # On LUNs the older snapshot may not have, or with a damaged map, it is read in full.
+    if parent_point is None or old is None or not set(disk_map.luns) <= set(old.luns):
+        parent = None
+    else:
+        changed = {lun: view.changes(lun, parent_point.snapshot) for lun in disk_map.luns}
+        extents = changed_disk_extents(old, disk_map, changed)
     if extents is None:
         changed_bytes = to_read = disk_map.size_bytes - total_bytes(reader.holes())
     else:
@@ -170,6 +170,15 @@ def _disk_work(
             stored_bytes=0,
         ),
     )
+
+
+def _parent_map(parent: DiskImage | None, repository: Repository) -> DiskMap | None:
+    if parent is None:
+        return None
+    try:
+        return DiskMap.from_bytes(repository.get_blob(parent.extent_map))
+    except RepositoryDamagedError:
+        return None
 
 
 def _parent_disk(key: int, point: RestorePoint | None) -> DiskImage | None:

@@ -61,6 +61,21 @@ class VirtualMachine:
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a VM is at one moment, and which files it writes to.
+
+    `datastores` are all it has files on, sorted; `disks` are (device key, path
+    in the datastore), sorted: a VMware snapshot or a storage vMotion changes them.
+    """
+
+    host: str
+    datastores: tuple[str, ...]
+    disks: tuple[tuple[int, str], ...]
+    powered_on: bool
+    has_snapshot: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Inventory:
     """One consistent look at vCenter. `Host.name` and `Datastore.name` are the keys used by VMs."""
 

@@ -5,18 +5,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from atoll.director.capture import Capture, capture, snapshot_name
+from atoll.director.capture import Capture, capture, hold_name
 from atoll.director.plan import make_plan
 from atoll.guests.interface import GuestAgent
 from atoll.island.copy import copy_vm, opened
-from atoll.model.errors import AgentUnavailableError
+from atoll.model.errors import AgentUnavailableError, AtollError
 from atoll.model.plan import Plan
 from atoll.model.points import RestorePoint
 from atoll.model.progress import Progress
 from atoll.model.storage import GroupSnapshot
 from atoll.repository.repository import Repository
-from atoll.service.journal import RunRecord
-from atoll.service.retire import clean_up, retire_snapshots
+from atoll.service.journal import Journal, RunRecord
+from atoll.service.retire import clean_up, own_prefix, retire_snapshots
 from atoll.service.site import Site
 from atoll.storage.interface import StorageEngine
 
@@ -46,8 +46,8 @@ def back_up(
     """Back up the named VMs, which must share one LUN group, as one run.
 
     Nothing is held before the plan is sound, the agents are known and the
-    repository is open. Raises AtollError; then no restore point of the run
-    exists, no guest is held and no snapshot remains.
+    repository is open. Raises AtollError; then no guest is held, and neither a
+    restore point nor a snapshot of the run remains.
     """
     progress.stage("", "plan")
     repository = site.repository()
@@ -58,32 +58,38 @@ def back_up(
     run = new_run()
     with journal.exclusive():
         points = repository.points()
-        cleaned = clean_up(engine, journal, agents, points)
+        prefix = own_prefix(repository.key_id)
+        cleaned = clean_up(engine, journal, agents, prefix, points)
         plan = make_plan(run, names, vcenter.inventory(), engine.groups(), agents.keys())
         if not site.hold.accept_less:
             _require_agents(plan)
-        record = RunRecord(
-            run=run,
-            group=plan.group,
-            snapshot=snapshot_name(run),
-            vms=tuple(vm.vm.instance_uuid for vm in plan.vms),
+        snapshot = prefix + run
+        journal.begin(
+            RunRecord(
+                run=run,
+                vms=tuple(vm.vm.instance_uuid for vm in plan.vms),
+                holds=tuple(hold_name(run, attempt) for attempt in range(site.hold.moves + 1)),
+            )
         )
-        journal.begin(record)
         try:
-            held = capture(plan, agents, engine, vcenter.placement, site.hold, progress)
+            held = capture(plan, agents, engine, snapshot, vcenter.placement, site.hold, progress)
             started = time.monotonic()
             parents = {} if full else _parents(plan, points, engine)
             made = _copy(plan, held, engine, repository, parents, progress)
             progress.stage("", "commit")
             repository.commit(made)
-        except BaseException:
-            engine.delete_snapshot(plan.group, record.snapshot)
-            journal.end(run)
+        except BaseException as error:
+            _undo(engine, journal, repository, plan.group, snapshot, run, error)
             raise
         copy_seconds = time.monotonic() - started
         progress.stage("", "retire")
-        retired = retire_snapshots(engine, plan.group, [*points, *made])
-        journal.end(run)
+        try:
+            retired = retire_snapshots(engine, prefix, [*points, *made])
+            journal.end(run)
+        except AtollError as error:
+            # The points are there; what could not be tidied the next run tidies.
+            retired = 0
+            cleaned.append(f"Old snapshots could not be deleted yet: {error}")
     progress.stage("", "done")
     return BackupResult(
         run=run,
@@ -95,6 +101,25 @@ def back_up(
         retired_snapshots=retired,
         cleaned=tuple(cleaned),
     )
+
+
+def _undo(
+    engine: StorageEngine,
+    journal: Journal,
+    repository: Repository,
+    group: str,
+    snapshot: str,
+    run: str,
+    cause: BaseException,
+) -> None:
+    """Leave nothing of a run that failed; what cannot be undone now the next start clears."""
+    try:
+        # Cut off inside the commit, the points may be there all the same, and need their snapshot.
+        if not any(point.run == run for point in repository.points()):
+            engine.delete_snapshot(group, snapshot)
+        journal.end(run)
+    except AtollError as error:
+        cause.add_note(f"Clearing up after it failed too: {error}")
 
 
 def _require_agents(plan: Plan) -> None:
@@ -147,4 +172,7 @@ def clean_site(site: Site) -> list[str]:
     agents: Mapping[str, GuestAgent] = site.agents()
     journal = site.journal()
     with journal.exclusive():
-        return clean_up(site.engine(), journal, agents, site.repository().points())
+        repository = site.repository()
+        return clean_up(
+            site.engine(), journal, agents, own_prefix(repository.key_id), repository.points()
+        )

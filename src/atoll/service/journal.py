@@ -18,12 +18,11 @@ from atoll.model.errors import ConfigurationError, RunConflictError
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """What must be known to clean up after a run: its guests, LUN group and snapshot."""
+    """What must be known to clean up after a run: its guests and what its holds are called."""
 
     run: str
-    group: str
-    snapshot: str
     vms: tuple[str, ...]
+    holds: tuple[str, ...]
 
 
 class Journal:
@@ -58,12 +57,17 @@ class Journal:
         """Record a run before it touches anything."""
         path = self._runs / f"{record.run}.json"
         temporary = path.with_suffix(".tmp")
-        with temporary.open("w") as file:
-            json.dump(asdict(record), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-        self._sync()
+        try:
+            with temporary.open("w") as file:
+                json.dump(asdict(record), file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+            self._sync()
+        except OSError as error:
+            raise ConfigurationError(
+                f"Cannot record the run in {self._runs}: {error.strerror}; nothing was begun."
+            ) from error
 
     def end(self, run: str) -> None:
         """Forget a run that left nothing to clean."""
@@ -74,8 +78,14 @@ class Journal:
         """Runs that began and did not end, oldest first. Call it inside `exclusive`."""
         records = []
         for path in sorted(self._runs.glob("*.json")):
-            raw = json.loads(path.read_text())
-            records.append(RunRecord(raw["run"], raw["group"], raw["snapshot"], tuple(raw["vms"])))
+            try:
+                raw = json.loads(path.read_text())
+            except (OSError, ValueError) as error:
+                raise ConfigurationError(
+                    f"The record {path} of a run cannot be read ({error}); see `atoll agent list` "
+                    "that no guest is held, then remove the file."
+                ) from error
+            records.append(RunRecord(raw["run"], tuple(raw["vms"]), tuple(raw["holds"])))
         return records
 
     def _sync(self) -> None:

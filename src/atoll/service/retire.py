@@ -5,10 +5,13 @@ from collections.abc import Iterable, Mapping
 from atoll.guests.interface import GuestAgent
 from atoll.model.errors import AtollError
 from atoll.model.points import RestorePoint
-from atoll.service.journal import Journal
+from atoll.service.journal import Journal, RunRecord
 from atoll.storage.interface import StorageEngine
 
-OWN_PREFIX = "atoll-"
+
+def own_prefix(key_id: str) -> str:
+    """How this repository's snapshots and clones begin; those of another are none of our business."""
+    return f"atoll-{key_id[:8]}-"
 
 
 def needed_snapshots(points: Iterable[RestorePoint]) -> set[tuple[str, str]]:
@@ -21,14 +24,15 @@ def needed_snapshots(points: Iterable[RestorePoint]) -> set[tuple[str, str]]:
     return {(point.group, point.snapshot) for point in newest.values()}
 
 
-def retire_snapshots(engine: StorageEngine, group: str, points: Iterable[RestorePoint]) -> int:
-    """Delete this product's snapshots of a group that no newest point needs; returns how many."""
+def retire_snapshots(engine: StorageEngine, prefix: str, points: Iterable[RestorePoint]) -> int:
+    """Delete our snapshots, of every group, that no VM's newest point needs; returns how many."""
     needed = needed_snapshots(points)
     retired = 0
-    for snapshot in engine.snapshots(group):
-        if snapshot.name.startswith(OWN_PREFIX) and (group, snapshot.name) not in needed:
-            engine.delete_snapshot(group, snapshot.name)
-            retired += 1
+    for group in engine.groups():
+        for snapshot in engine.snapshots(group.name):
+            if snapshot.name.startswith(prefix) and (group.name, snapshot.name) not in needed:
+                engine.delete_snapshot(group.name, snapshot.name)
+                retired += 1
     return retired
 
 
@@ -36,29 +40,42 @@ def clean_up(
     engine: StorageEngine,
     journal: Journal,
     agents: Mapping[str, GuestAgent],
+    prefix: str,
     points: Iterable[RestorePoint],
 ) -> list[str]:
     """Bring the site in order after runs that died; one sentence for each thing done.
 
-    Guests are told to thaw, although their leases have done so by now. Every
-    snapshot and clone of ours that no committed point needs goes. Call it while
-    holding the journal's lock, so that no live run loses what it works on.
+    Guests first: they are told to thaw, although their leases have done so by
+    now. Then every snapshot and clone of ours that no committed point needs
+    goes. Call it while holding the journal's lock, so that no live run loses
+    what it works on.
     """
-    done = list(engine.reconcile())
-    needed = needed_snapshots(points)
-    for record in journal.unfinished():
-        for uuid in record.vms:
-            if uuid in agents:
-                try:
-                    agents[uuid].thaw(record.run)
-                except AtollError as error:
-                    done.append(f"A guest of run {record.run} did not answer: {error}")
-        if (record.group, record.snapshot) not in needed:
-            engine.delete_snapshot(record.group, record.snapshot)
-        journal.end(record.run)
-        done.append(f"Cleared what run {record.run} left when it died.")
+    done: list[str] = []
+    records = journal.unfinished()
+    for record in records:
+        done += _thaw(record, agents)
+    done += engine.reconcile()
     for group in engine.groups():
-        if group.clone_of is not None and group.name.startswith(OWN_PREFIX):
+        if group.clone_of is not None and group.name.startswith(prefix):
             engine.delete_clone(group.name)
             done.append(f"Removed clone {group.name}, which no run uses.")
+    retired = retire_snapshots(engine, prefix, points)
+    for record in records:
+        journal.end(record.run)
+        done.append(f"Cleared what run {record.run} left when it died.")
+    if retired:
+        done.append(f"Deleted {retired} snapshots that no restore point needs.")
     return done
+
+
+def _thaw(record: RunRecord, agents: Mapping[str, GuestAgent]) -> list[str]:
+    silent = []
+    for uuid in record.vms:
+        if uuid not in agents:
+            continue
+        try:
+            for hold in record.holds:
+                agents[uuid].thaw(hold)
+        except AtollError as error:
+            silent.append(f"A guest of run {record.run} did not answer: {error}")
+    return silent

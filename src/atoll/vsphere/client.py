@@ -4,10 +4,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
-from atoll.model.inventory import Inventory
+from atoll.model.inventory import Inventory, Placement
 from atoll.vsphere.hosts import rescan
 from atoll.vsphere.inventory import Reading, read_inventory
-from atoll.vsphere.placement import Placement, PlacementReader
+from atoll.vsphere.placement import PlacementReader
 from atoll.vsphere.session import Session
 from atoll.vsphere.settings import VCenterSettings
 
@@ -55,11 +55,9 @@ class VCenter:
         return reading
 
     def placement(self, instance_uuids: Sequence[str]) -> Mapping[str, Placement]:
-        """Host and datastore names of VMs now, by instance UUID; unknown VMs are left out.
+        """Where VMs are and what they write to now, by instance UUID; unknown VMs are left out.
 
-        One call for the asked VMs when the inventory was read before. Two
-        placements of a VM differ when it moved between the calls, by vMotion
-        or storage vMotion, and came to lie elsewhere.
+        One call for the asked VMs when the inventory was read before.
         """
         return self._session.call(
             "say where the VMs are", lambda content: self._placement.read(content, instance_uuids)

@@ -1,18 +1,23 @@
 """Where VMs are at this moment: a re-read quick enough for either side of a snapshot."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pyVmomi import vim, vmodl
 
+from atoll.model.inventory import Placement
 from atoll.vsphere.collector import Row, read_all, read_objects
 from atoll.vsphere.inventory import Reading, names_of
 
-Placement = tuple[str, tuple[str, ...]]
-"""Host name, and the names of all datastores the VM has files on, sorted."""
-
-_PATHS = ("config.instanceUuid", "runtime.host", "datastore")
+_PATHS = (
+    "config.instanceUuid",
+    "config.hardware.device",
+    "datastore",
+    "runtime.host",
+    "runtime.powerState",
+    "snapshot",
+)
 
 
 @dataclass
@@ -58,9 +63,12 @@ class PlacementReader:
 
     def _placement(self, row: Row) -> Placement:
         host, *datastores = _places(row)
-        return (
-            self._names.get(host, host),
-            tuple(sorted(self._names.get(moref, moref) for moref in datastores)),
+        return Placement(
+            host=self._names.get(host, host),
+            datastores=tuple(sorted(self._names.get(moref, moref) for moref in datastores)),
+            disks=tuple(sorted(_disk_files(row))),
+            powered_on=row.get("runtime.powerState") == "poweredOn",
+            has_snapshot=row.get("snapshot") is not None,
         )
 
 
@@ -71,3 +79,10 @@ def _places(row: Row) -> list[str]:
         host._moId if host is not None else "",
         *(ref._moId for ref in row.get("datastore", ())),
     ]
+
+
+def _disk_files(row: Row) -> Iterator[tuple[int, str]]:
+    for device in row.get("config.hardware.device", ()):
+        if isinstance(device, vim.vm.device.VirtualDisk):
+            name = str(getattr(device.backing, "fileName", "") or "")
+            yield device.key, name.partition("] ")[2] or name

@@ -23,6 +23,10 @@ from vsphere_site import (
 )
 
 
+def where(placements):
+    return {uuid: (place.host, place.datastores) for uuid, place in placements.items()}
+
+
 def test_inventory_joins_vms_disks_datastores_and_luns(site, vcenter):
     found = vcenter.inventory()
 
@@ -134,20 +138,33 @@ def test_snapshots_templates_and_raw_mappings_are_told(site, vcenter, stock):
 def test_placement_follows_vmotion_and_storage_vmotion(site, vcenter):
     vcenter.inventory()
     before = vcenter.placement([DB1_UUID, APP1_UUID])
-    assert before == {
+    assert where(before) == {
         DB1_UUID: (ESX1.name, ("vmfs1", "vmfs2")),
         APP1_UUID: (ESX2.name, ("vmfs2",)),
     }
 
     site.control.vmotion("db1", ESX2.name)
-    assert vcenter.placement([DB1_UUID])[DB1_UUID] == (ESX2.name, ("vmfs1", "vmfs2"))
+    assert where(vcenter.placement([DB1_UUID])) == {DB1_UUID: (ESX2.name, ("vmfs1", "vmfs2"))}
 
     site.control.vmotion("app1", datastore="vmfs1")
-    assert vcenter.placement([APP1_UUID])[APP1_UUID] == (ESX2.name, ("vmfs1",))
+    assert where(vcenter.placement([APP1_UUID])) == {APP1_UUID: (ESX2.name, ("vmfs1",))}
+
+
+def test_placement_tells_what_a_vm_writes_to(site, vcenter, stock):
+    before = vcenter.placement([APP1_UUID])[APP1_UUID]
+    assert (before.powered_on, before.has_snapshot) == (True, False)
+    assert before.disks
+    vm = stock.content.searchIndex.FindByUuid(None, APP1_UUID, True, True)
+    WaitForTask(vm.CreateSnapshot_Task("s", "", False, False), si=stock)
+    after = vcenter.placement([APP1_UUID])[APP1_UUID]
+    assert after.has_snapshot
+    assert after.disks != before.disks
+    site.control.set_power("app1", False)
+    assert not vcenter.placement([APP1_UUID])[APP1_UUID].powered_on
 
 
 def test_placement_needs_no_inventory_before_it(vcenter):
-    assert vcenter.placement([APP1_UUID]) == {APP1_UUID: (ESX2.name, ("vmfs2",))}
+    assert where(vcenter.placement([APP1_UUID])) == {APP1_UUID: (ESX2.name, ("vmfs2",))}
 
 
 def test_placement_leaves_out_what_vcenter_does_not_know(site, vcenter):
@@ -170,7 +187,7 @@ def test_placement_finds_a_vm_registered_again_under_a_new_moref(site, vcenter, 
     task = folder.RegisterVM_Task("[vmfs2] app1/app1.vmx", None, False, None, host)
     WaitForTask(task, si=stock)
 
-    assert vcenter.placement([APP1_UUID]) == {APP1_UUID: (ESX1.name, ("vmfs2",))}
+    assert where(vcenter.placement([APP1_UUID])) == {APP1_UUID: (ESX1.name, ("vmfs2",))}
     assert next(vm for vm in vcenter.inventory().vms if vm.name == "app1").moref != old.moref
 
 
@@ -186,7 +203,7 @@ def test_placement_names_a_datastore_that_is_newer_than_the_inventory(site, vcen
     disk = NewDisk(2000, "Hard disk 1", "n/n.vmdk", MIB, "vmfs2")
     site.control.add_vm("new1", "vmfs2", "n/n.vmx", [disk], ESX1.name, "Other", APP1_UUID)
 
-    assert vcenter.placement([APP1_UUID]) == {APP1_UUID: (ESX1.name, ("vmfs2",))}
+    assert where(vcenter.placement([APP1_UUID])) == {APP1_UUID: (ESX1.name, ("vmfs2",))}
 
 
 def test_rescan_mounts_what_was_presented_and_nothing_else(site: SimulatedSite, vcenter):

@@ -38,6 +38,9 @@ class FakeApplication:
         self.closed.clear()
         return []
 
+    def flush_again(self, deadline):
+        self.prepare(deadline)
+
     def still_ready(self, deadline):
         return self.ready
 
@@ -261,25 +264,34 @@ def test_a_guest_that_lacks_an_application_is_not_kept_armed(keeper, application
     assert keeper.freeze(request()).applications[0].held
 
 
-def test_an_arming_that_comes_too_late_is_undone(keeper, application):
+def test_an_arming_that_comes_too_late_is_undone(application):
     """A prepare that is still at it when the freeze comes leaves the hold alone."""
-    application.preparing, application.may_prepare = threading.Event(), threading.Event()
+    late, in_time = FakeApplication(), application
+    found = [in_time, late]
+    keeper = Keeper(lambda: [found.pop()], list)
+    preparing, may_end = threading.Event(), threading.Event()
 
     def prepare(deadline):
-        application.preparing.set()
-        assert application.may_prepare.wait(60)
+        preparing.set()
+        assert may_end.wait(60)
 
-    application.prepare = prepare
-    others = [FakeApplication()]
-    keeper._find_applications = lambda: [application] if not others else [others.pop()]
-    late = threading.Thread(target=lambda: keeper.prepare("a"))
-    others.clear()
-    late.start()
-    assert application.preparing.wait(60)
-    held_by = FakeApplication()
-    others.append(held_by)
+    late.prepare = prepare
+    preparer = threading.Thread(target=lambda: keeper.prepare("a"))
+    preparer.start()
+    assert preparing.wait(60)
     keeper.freeze(request())
-    application.may_prepare.set()
-    late.join()
-    assert (application.opened, held_by.opened, keeper._armed) == (False, True, None)
+    may_end.set()
+    preparer.join()
+    assert (late.openings, late.opened, keeper._armed) == (1, False, None)
+    assert in_time.opened
     assert keeper.thaw("a").held
+
+
+def test_a_flush_that_fails_after_arming_leaves_nothing_armed(keeper, application):
+    def fail(deadline):
+        raise ApplicationError("disk full")
+
+    application.flush_again = fail
+    with pytest.raises(HoldError, match="fake one: disk full"):
+        keeper.prepare("a")
+    assert (application.openings, application.opened, keeper._armed) == (1, False, None)

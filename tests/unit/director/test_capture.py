@@ -1,6 +1,7 @@
 """Hold, snapshot, release: the order of things, and what each failure makes of the point."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from atoll.model.errors import (
     StorageUnreachableError,
     VCenterUnreachableError,
 )
-from atoll.model.inventory import VirtualDisk, VirtualMachine
+from atoll.model.inventory import Placement, VirtualDisk, VirtualMachine
 from atoll.model.plan import Plan, PlannedDisk, PlannedVm
 from atoll.model.progress import Silent
 from atoll.model.storage import GroupSnapshot
@@ -87,14 +88,26 @@ def planned(name: str, powered_on: bool = True) -> PlannedVm:
     return PlannedVm(vm, (PlannedDisk(disk, "prod", "uuid", ("lun1",)),), True)
 
 
-def still(uuids: Sequence[str]) -> Mapping[str, tuple[str, tuple[str, ...]]]:
-    return dict.fromkeys(uuids, ("esx1", ("ds1",)))
+def place(name: str, host: str = "esx1", **changed) -> Placement:
+    return replace(
+        Placement(host, ("ds1",), ((2000, f"{name}/{name}.vmdk"),), True, False), **changed
+    )
+
+
+def still(uuids: Sequence[str]) -> Mapping[str, Placement]:
+    return {uuid: place(uuid) for uuid in uuids}
 
 
 def run(guests: Sequence[Guest], storage: Storage, placement=still, *names: str, **policy):
     plan = Plan("r1", "prod", tuple(planned(n) for n in (names or [g.name for g in guests])), ())
     return capture(
-        plan, {g.name: g for g in guests}, storage, placement, HoldPolicy(**policy), Silent()
+        plan,
+        {g.name: g for g in guests},
+        storage,
+        "atoll-r1",
+        placement,
+        HoldPolicy(**policy),
+        Silent(),
     )
 
 
@@ -186,8 +199,7 @@ def test_a_vm_that_moves_during_the_hold_is_held_again() -> None:
     hosts = iter(["esx1", "esx2", "esx2", "esx2"])
     log: list[str] = []
     storage, guest = Storage(log), Guest(log, "a")
-    made = run([guest], storage, lambda uuids: {u: (h, ()) for u, h in
-               zip(uuids, [next(hosts)], strict=True)})  # fmt: skip
+    made = run([guest], storage, lambda uuids: {u: place(u, next(hosts)) for u in uuids})
     assert log.count("snapshot prod") == 2
     assert guest.prepared == ["r1", "r1-1"], "the second hold is as short as the first"
     assert made.proofs["a"].consistency is Consistency.APP
@@ -197,7 +209,46 @@ def test_a_vm_that_moves_during_the_hold_is_held_again() -> None:
 def test_a_vm_that_never_rests_is_downgraded() -> None:
     hosts = iter(f"esx{n}" for n in range(99))
     proof = run(
-        [Guest([], "a")], Storage([]), lambda uuids: {u: (next(hosts), ()) for u in uuids}
+        [Guest([], "a")], Storage([]), lambda uuids: {u: place(u, next(hosts)) for u in uuids}
     ).proofs["a"]
     assert proof.consistency is Consistency.CRASH
     assert "moved from" in proof.reasons[-1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"has_snapshot": True}, "VMware snapshot"),
+        ({"disks": ((2000, "a/a-000001.vmdk"),)}, "other disks"),
+        ({"powered_on": False}, "switched on or off"),
+    ],
+)
+def test_a_vm_that_is_not_what_was_planned_is_not_held(changed, says) -> None:
+    log: list[str] = []
+    guest, storage = Guest(log, "a"), Storage(log)
+    with pytest.raises(HoldFailedError, match=says):
+        run([guest], storage, lambda uuids: {u: place(u, **changed) for u in uuids})
+    assert "freeze a" not in log
+    assert storage.names == set()
+
+
+def test_a_vmware_snapshot_taken_during_the_hold_downgrades_the_point() -> None:
+    places = iter([place("a"), *[place("a", has_snapshot=True)] * 9])
+    proof = run([Guest([], "a")], Storage([]), lambda uuids: {"a": next(places)}, moves=0)
+    assert proof.proofs["a"].consistency is Consistency.CRASH
+    assert "VMware snapshot" in proof.proofs["a"].reasons[-1]
+
+
+def test_a_vm_that_is_off_is_never_called_consistent() -> None:
+    plan = Plan("r1", "prod", (planned("a", powered_on=False),), ())
+    made = capture(
+        plan,
+        {},
+        Storage([]),
+        "atoll-r1",
+        lambda uuids: {"a": place("a", powered_on=False)},
+        HoldPolicy(),
+        Silent(),
+    )
+    assert made.proofs["a"].consistency is Consistency.CRASH
+    assert "powered off" in made.proofs["a"].reasons[0]

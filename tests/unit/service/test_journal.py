@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from atoll.model.errors import RunConflictError
+from atoll.model.errors import ConfigurationError, RunConflictError
 from atoll.service.journal import Journal, RunRecord
 
-RECORD = RunRecord(run="r1", group="prod", snapshot="atoll-r1", vms=("u1", "u2"))
+RECORD = RunRecord(run="r1", vms=("u1", "u2"), holds=("r1", "r1-1"))
 
 
 def test_a_run_is_remembered_until_it_ends(tmp_path: Path) -> None:
@@ -26,6 +26,13 @@ def test_a_record_cut_short_was_never_begun(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     (tmp_path / "runs" / "r0.tmp").write_text('{"run": "r0", "gro')
     assert journal.unfinished() == []
+
+
+def test_a_damaged_record_is_one_sentence(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    (tmp_path / "runs" / "r0.json").write_text('{"run": "r0", "gro')
+    with pytest.raises(ConfigurationError, match="runs"):
+        journal.unfinished()
 
 
 def test_a_second_run_is_refused_while_one_is_alive(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from atoll.service.retire import clean_up, needed_snapshots, retire_snapshots
 
 
 def point(vm: str, run: str, at: float, group: str = "prod") -> RestorePoint:
-    snapshot = f"atoll-{run}"
+    snapshot = f"atoll-1-{run}"
     proof = ConsistencyProof(
         vm, Consistency.CRASH, (), None, group, snapshot, at, at, "esx1", "esx1"
     )
@@ -31,7 +31,9 @@ class Storage:
     clones: set[str] = field(default_factory=set)
 
     def snapshots(self, group: str) -> list[GroupSnapshot]:
-        return [GroupSnapshot(group, name, 0, 0, 0, ()) for name in sorted(self.names[group])]
+        return [
+            GroupSnapshot(group, name, 0, 0, 0, ()) for name in sorted(self.names.get(group, set()))
+        ]
 
     def delete_snapshot(self, group: str, name: str) -> None:
         self.names.get(group, set()).discard(name)
@@ -60,44 +62,44 @@ class Guest:
 
 def test_each_vms_newest_point_keeps_its_snapshot() -> None:
     points = [point("a", "r1", 1), point("b", "r1", 1), point("a", "r2", 2)]
-    assert needed_snapshots(points) == {("prod", "atoll-r1"), ("prod", "atoll-r2")}
+    assert needed_snapshots(points) == {("prod", "atoll-1-r1"), ("prod", "atoll-1-r2")}
     assert needed_snapshots([*points, point("b", "r3", 3)]) == {
-        ("prod", "atoll-r2"),
-        ("prod", "atoll-r3"),
+        ("prod", "atoll-1-r2"),
+        ("prod", "atoll-1-r3"),
     }
 
 
 def test_retiring_leaves_what_is_needed_and_what_is_not_ours() -> None:
-    storage = Storage({"prod": {"atoll-r1", "atoll-r2", "before-upgrade"}})
-    assert retire_snapshots(storage, "prod", [point("a", "r2", 2)]) == 1
-    assert storage.names["prod"] == {"atoll-r2", "before-upgrade"}
+    storage = Storage({"prod": {"atoll-1-r1", "atoll-1-r2", "before-upgrade", "atoll-2-r9"}})
+    assert retire_snapshots(storage, "atoll-1-", [point("a", "r2", 2)]) == 1
+    assert storage.names["prod"] == {"atoll-1-r2", "before-upgrade", "atoll-2-r9"}
 
 
 def test_a_dead_runs_snapshot_clone_and_hold_are_cleared(tmp_path: Path) -> None:
     journal, guest = Journal(tmp_path), Guest()
-    journal.begin(RunRecord("r2", "prod", "atoll-r2", ("a", "gone")))
-    storage = Storage({"prod": {"atoll-r1", "atoll-r2"}}, {"atoll-r2-clone", "mine"})
-    done = clean_up(storage, journal, {"a": guest}, [point("a", "r1", 1)])
-    assert storage.names["prod"] == {"atoll-r1"}
+    journal.begin(RunRecord("r2", ("a", "gone"), ("r2", "r2-1")))
+    storage = Storage({"prod": {"atoll-1-r1", "atoll-1-r2"}}, {"atoll-1-r2-clone", "mine"})
+    done = clean_up(storage, journal, {"a": guest}, "atoll-1-", [point("a", "r1", 1)])
+    assert storage.names["prod"] == {"atoll-1-r1"}
     assert storage.clones == {"mine"}
-    assert guest.thawed == ["r2"]
+    assert guest.thawed == ["r2", "r2-1"]
     assert journal.unfinished() == []
     assert any("r2" in line for line in done)
 
 
 def test_a_run_that_died_after_its_commit_keeps_its_snapshot(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.begin(RunRecord("r2", "prod", "atoll-r2", ("a",)))
-    storage = Storage({"prod": {"atoll-r2"}})
-    clean_up(storage, journal, {}, [point("a", "r2", 2)])
-    assert storage.names["prod"] == {"atoll-r2"}
+    journal.begin(RunRecord("r2", ("a",), ("r2", "r2-1")))
+    storage = Storage({"prod": {"atoll-1-r2"}})
+    clean_up(storage, journal, {}, "atoll-1-", [point("a", "r2", 2)])
+    assert storage.names["prod"] == {"atoll-1-r2"}
 
 
 def test_a_guest_that_does_not_answer_does_not_stop_the_cleaning(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.begin(RunRecord("r2", "prod", "atoll-r2", ("a",)))
-    storage = Storage({"prod": {"atoll-r2"}})
-    done = clean_up(storage, journal, {"a": Guest(answers=False)}, [])
+    journal.begin(RunRecord("r2", ("a",), ("r2", "r2-1")))
+    storage = Storage({"prod": {"atoll-1-r2"}})
+    done = clean_up(storage, journal, {"a": Guest(answers=False)}, "atoll-1-", [])
     assert storage.names["prod"] == set()
     assert any("did not answer" in line for line in done)
     assert journal.unfinished() == []
