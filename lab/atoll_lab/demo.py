@@ -32,6 +32,13 @@ def atoll(*arguments: str) -> None:
     subprocess.run([_command(), *arguments], check=True, env=_environment())
 
 
+def atoll_quietly(*arguments: str) -> None:
+    """The same, unseen."""
+    subprocess.run(
+        [_command(), *arguments], check=True, stdout=subprocess.DEVNULL, env=_environment()
+    )
+
+
 def atoll_json(*arguments: str) -> Any:
     """The same for figures, unseen."""
     done = subprocess.run(
@@ -75,6 +82,8 @@ def _show(started: float) -> None:
         "real iSCSI; db1 keeps PostgreSQL's data on one LUN and its log on the other. The first time, "
         "building the guests takes some minutes; later it takes seconds.",
     )
+    # What a demo that was cut short left would tell another story.
+    atoll_quietly("lab", "down", NAME)
     atoll("lab", "up", NAME)
     atoll("inventory")
     with open_lab(NAME) as lab, Loads(lab) as loads:

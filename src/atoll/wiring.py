@@ -1,6 +1,7 @@
 """Settings to a working site: the only place that picks drivers."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 
@@ -24,10 +25,18 @@ from atoll.vsphere.settings import VCenterSettings
 def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
     """The site of a settings file; each part is opened when it is first used, and then kept."""
     settings = load_settings(config)
+    opened = ExitStack()
+
+    def vcenter() -> VCenter:
+        return opened.enter_context(open_vcenter(settings))
+
+    def repository() -> Repository:
+        return opened.enter_context(open_repository(settings))
+
     return Site(
-        vcenter=cache(partial(open_vcenter, settings)),
+        vcenter=cache(vcenter),
         engine=cache(partial(open_engine, settings)),
-        repository=cache(partial(open_repository, settings)),
+        repository=cache(repository),
         agents=cache(partial(open_agents, settings)),
         authority=cache(partial(Authority.open, settings.agents.directory)),
         journal=cache(partial(Journal, settings.director.state_directory)),
@@ -37,6 +46,7 @@ def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
             accept_less=accept_less,
         ),
         work_directory=settings.director.state_directory / "work",
+        close=opened.close,
     )
 
 

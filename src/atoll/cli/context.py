@@ -1,5 +1,6 @@
 """The command line's way to the site named by --config."""
 
+import atexit
 from pathlib import Path
 
 from atoll.service.site import Site
@@ -20,4 +21,6 @@ def chosen() -> Path | None:
 
 def site(*, accept_less: bool = False) -> Site:
     """The site of the chosen settings."""
-    return open_site(_chosen[0], accept_less=accept_less)
+    opened = open_site(_chosen[0], accept_less=accept_less)
+    atexit.register(opened.close)
+    return opened

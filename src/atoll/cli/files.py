@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from atoll.cli import context
-from atoll.cli.output import as_json, moment, size, table
+from atoll.cli.output import as_json, moment, printable, size, table
 from atoll.cli.restored import browsing
 
 _KINDS = {"directory": "/", "symlink": "@", "fifo": "|", "socket": "="}
@@ -30,17 +30,15 @@ def files(
                 f"{entry.uid}:{entry.gid}",
                 size(entry.size),
                 moment(entry.mtime_ns / 1e9),
-                printable(entry.path.rsplit("/", 1)[-1])
+                one_line(entry.path.rsplit("/", 1)[-1])
                 + _KINDS.get(str(entry.kind), "")
-                + (f" -> {printable(entry.target)}" if entry.target else ""),
+                + (f" -> {one_line(entry.target)}" if entry.target else ""),
             )
             for entry in entries
         ],
     )
 
 
-def printable(name: str) -> str:
-    """A guest chose this name: show control characters and broken encodings as escapes."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in name
-    )
+def one_line(name: str) -> str:
+    """A name on one line, whatever it holds."""
+    return printable(name).replace("\n", "\\n")

@@ -1,5 +1,7 @@
 """The `atoll` command: its groups, its errors, its exit statuses."""
 
+import os
+import signal
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -63,14 +65,39 @@ def _add_plugins() -> None:
 
 def run() -> None:
     """Entry point. An AtollError becomes one sentence on standard error and its exit status."""
+    find_programs()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Like Ctrl-C: guests are let go at once, not when their lease ends.
+        signal.signal(number, _interrupt)
     _add_plugins()
     try:
         app()
     except AtollError as error:
-        err.print(f"atoll: {error}", soft_wrap=True)
+        said = " ".join([str(error), *getattr(error, "__notes__", ())])
+        err.print(f"atoll: {said}", soft_wrap=True)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         err.print("atoll: interrupted")
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+    except Exception as error:
+        if os.environ.get("ATOLL_TRACE"):
+            raise
+        err.print(
+            f"atoll: {type(error).__name__}: {error}. This is a defect of Atoll; run it again with "
+            "ATOLL_TRACE=1 to see where.",
+            soft_wrap=True,
+        )
+        sys.exit(AtollError.exit_status)
+
+
+def find_programs() -> None:
+    """Storage tools live in sbin, which cron and plain `su` leave out of PATH."""
+    have = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    missing = [place for place in ("/usr/local/sbin", "/usr/sbin", "/sbin") if place not in have]
+    os.environ["PATH"] = os.pathsep.join([*have, *missing])
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt

@@ -68,8 +68,16 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = ""
             no_wrap=not column.startswith("~"),
         )
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
     out.print(drawn)
+
+
+def printable(text: str) -> str:
+    """Text that guests may have chosen, its control characters and broken encodings as escapes."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "replace").decode()
+        for c in text
+    )
 
 
 def as_json(value: object) -> None:

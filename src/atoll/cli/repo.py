@@ -41,6 +41,13 @@ def stats(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = Fa
     )
 
 
+@app.command("rebuild-index")
+def rebuild_index() -> None:
+    """Write the index anew from the packs, after `atoll verify` found it damaged."""
+    written = context.site().repository().rebuild_index()
+    out.print(f"Wrote {len(written)} index segments.")
+
+
 @app.command("sweep")
 def sweep(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Remove what killed runs stored and no restore point uses."""

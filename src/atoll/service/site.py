@@ -28,3 +28,5 @@ class Site:
     journal: Callable[[], Journal]
     hold: HoldPolicy
     work_directory: Path
+    close: Callable[[], None]
+    """Log out of vCenter and let go of the repository, if they were opened."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from atoll.cli.files import printable
+from atoll.cli.files import one_line
 from atoll.cli.output import seconds, size, table
 
 
@@ -28,9 +28,9 @@ def test_durations(value: float, said: str) -> None:
 
 
 def test_a_name_chosen_by_a_guest_cannot_drive_the_terminal() -> None:
-    assert printable("a\x1b[2Jb\n") == "a\\x1b[2Jb\\n"
-    assert printable("größe") == "größe"
-    assert printable(b"\xff".decode("utf-8", "surrogateescape")) == "\\udcff"
+    assert one_line("a\x1b[2Jb\n") == "a\\x1b[2Jb\\n"
+    assert one_line("größe") == "größe"
+    assert one_line(b"\xff".decode("utf-8", "surrogateescape")) == "\\udcff"
 
 
 def test_a_name_that_looks_like_markup_is_printed_as_it_is(
