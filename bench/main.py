@@ -24,6 +24,7 @@ from atoll_lab.running import Lab, open_lab
 from bench.report import Figure, figure, publish
 
 NAME = "bench"
+TIMED_OUT = 124
 ROUNDS = int(os.environ.get("ATOLL_BENCH_ROUNDS", "3"))
 QUIET_SECONDS = 20.0
 PEER_SECONDS = 60.0
@@ -192,23 +193,22 @@ def _prepare_peer(shell: GuestShell) -> None:
     shell.check(
         "set -e; for d in /sys/block/vd*; do "
         '[ "$(cat $d/serial)" = atoll-scratch ] && disk=/dev/${d##*/}; done; '
-        "mkfs.ext4 -q -F $disk; mkdir -p /run/peer; mount $disk /run/peer",
-        120,
+        "mkfs.ext4 -q -F $disk; mkdir -p /run/peer; mount $disk /run/peer; "
+        "RESTIC_PASSWORD=x restic -q -r /run/peer/repo init",
+        600,
     )
 
 
 def _peer(shell: GuestShell) -> Window:
-    """restic inside the guest, a first backup of all its file systems into an empty repository."""
-    shell.check(
-        "rm -rf /run/peer/repo; export RESTIC_PASSWORD=x; restic -q -r /run/peer/repo init",
-        300,
-    )
+    """restic inside the guest, reading all its file systems again, as our full backups do."""
     began = time.time()
-    shell.run(
+    done = shell.run(
         f"RESTIC_PASSWORD=x timeout {PEER_SECONDS:.0f} restic -q -r /run/peer/repo --no-cache backup "
-        "--one-file-system / /var/lib/postgresql /var/lib/postgresql-wal",
+        "--force --one-file-system / /var/lib/postgresql /var/lib/postgresql-wal",
         PEER_SECONDS + 60,
     )
+    if done.status not in (0, TIMED_OUT):
+        raise SystemExit(f"restic failed in the guest: {done.errors.strip()}")
     return Window(began, time.time())
 
 

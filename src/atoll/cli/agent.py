@@ -71,7 +71,8 @@ def enroll(
         applications=_applications(applications),
     )
     out.print(f"Wrote {target}. In the guest, as root:")
-    out.print(f"  tar -C / -xf {target.name} && systemctl enable --now atoll-agent")
+    out.print(f"  tar -C / -xf {target.name}")
+    out.print("  systemctl daemon-reload && systemctl enable --now atoll-agent")
 
 
 @app.command("list")

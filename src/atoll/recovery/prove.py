@@ -124,7 +124,11 @@ class _Trial:
         """An app-consistent point whose database tells another story than when it was held."""
         for one in testimony.applications if self.binding else ():
             held = self._expected.get((one.kind, one.name))
-            if held is not None and held.held and _same_witness(one, held) is False:
+            if held is None or not held.held:
+                continue
+            if one.repair_ran:
+                return f"{one.kind} {one.name} had to repair itself although it was held."
+            if _same_witness(one, held) is False:
                 return (
                     f"The witness of {one.kind} {one.name} DIFFERS: it said {held.witness!r} when "
                     f"it was held and {one.witness!r} after the restore."

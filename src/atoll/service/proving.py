@@ -1,13 +1,17 @@
 """A restore test of one restore point, and the evidence kept with it."""
 
+import os
+import re
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from atoll.model.points import Evidence
 from atoll.model.progress import Progress
 from atoll.recovery.nbd import NbdExport
 from atoll.recovery.prove import prove
+from atoll.recovery.sandbox import SandboxLimits
 from atoll.service.site import Site
 
 
@@ -30,6 +34,23 @@ def prove_point(site: Site, reference: str, timeout_seconds: float, progress: Pr
             stack.callback(reader.close)
             uri = stack.enter_context(NbdExport(reader, sockets / f"{number}.sock"))
             disks.append((image.label, uri))
-        evidence = prove(point, disks, timeout_seconds, site.work_directory, progress)
+        evidence = prove(
+            point, disks, timeout_seconds, site.work_directory, progress, limits_of(point.vmx)
+        )
     repository.add_evidence(point.id, evidence)
     return evidence
+
+
+def limits_of(vmx: str) -> SandboxLimits:
+    """As much memory as the VM's own configuration gives it (`memSize`, MiB), within reason.
+
+    A database configured for its machine does not start in a smaller one. Half
+    of this machine's memory is the most a test takes.
+    """
+    usual = SandboxLimits()
+    found = re.search(r'^memSize\s*=\s*"(\d{1,9})"', vmx, re.MULTILINE | re.IGNORECASE)
+    if found is None:
+        return usual
+    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    wanted = int(found[1]) << 20
+    return replace(usual, memory_bytes=max(usual.memory_bytes // 2, min(wanted, half)))
