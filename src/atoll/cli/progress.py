@@ -12,7 +12,7 @@ from atoll.cli.output import err, seconds, size
 
 _SAYS = {
     "plan": "planning",
-    "prepare": "agents flush, applications serve",
+    "prepare": "agents flush while applications serve",
     "hold": "guests held",
     "snapshot": "group snapshot",
     "release": "guests released",

@@ -23,8 +23,11 @@ def verify(
     elif not report.damaged:
         out.print(f"All {report.checked_chunks} chunks are what was written.")
     else:
+        names = {point.id: f"{point.vm}@{point.run}" for point in repository.points()}
         for damage in report.damaged:
-            touched = ", ".join(damage.points) or "no restore point"
+            touched = (
+                ", ".join(names.get(each, each) for each in damage.points) or "no restore point"
+            )
             err.print(f"{damage.object}: {damage.detail}; touches {touched}", style="red")
     if report.damaged:
         raise RepositoryDamagedError(

@@ -47,7 +47,7 @@ def _find_vm(name: str, inventory: Inventory) -> VirtualMachine:
         )
     known = [vm.name for vm in inventory.vms]
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else "`atoll inventory` lists all VMs."
+    hint = f"the nearest is {close[0]}." if close else "`atoll inventory` lists all VMs."
     raise UnknownVmError(f"vCenter knows no VM called {name}; {hint}")
 
 

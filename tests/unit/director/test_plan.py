@@ -66,7 +66,7 @@ def test_a_name_given_twice_is_planned_once() -> None:
 
 
 def test_unknown_vm_suggests_the_near_one() -> None:
-    with pytest.raises(UnknownVmError, match="did you mean db1"):
+    with pytest.raises(UnknownVmError, match="the nearest is db1"):
         plan(inventory(vm("db1", "ds1")), "bd1")
 
 

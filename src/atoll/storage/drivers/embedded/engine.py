@@ -327,7 +327,7 @@ class EmbeddedEngine:
         if free < self._reserve_bytes:
             raise PoolFullError(
                 f"The pool {self._pool.name} has {free} bytes free, below its reserve of "
-                f"{self._reserve_bytes}; delete snapshots or add a disk. Nothing was changed."
+                f"{self._reserve_bytes}, and nothing was changed; make room or add a disk."
             )
 
     def _refuse_if_presented(self, group: str, luns: Sequence[str]) -> None:
