@@ -65,6 +65,10 @@ class Application(Protocol):
         """
         ...
 
+    def flush_again(self, deadline: Deadline) -> None:
+        """Flush what came since `prepare`, on the opened sessions. Raises ApplicationError."""
+        ...
+
     def still_ready(self, deadline: Deadline) -> bool:
         """Whether the opened sessions answer and can hold all there is to hold now.
 

@@ -164,25 +164,23 @@ class Guard:
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        ending: Ending | None = None
         for line in self._process.stdout:
-            ending = self._note(json.loads(line)) or ending
+            self._note(json.loads(line))
         self._process.wait()
-        if ending is None or self._process.returncode != 0:
-            ending = self._end_ourselves()
+        if self.alive:
+            self._end(self._end_ourselves())
         self._close_descriptors()
         with self._changed:
             for stream in (self._process.stdin, self._process.stdout):
                 if stream is not None:
                     with suppress(BrokenPipeError):
                         stream.close()
-            self._ending = ending
-            asked = self._asked
-            self._changed.notify_all()
-        if not asked and self._frozen_at is not None and self._on_end is not None:
-            self._on_end(ending)
 
-    def _note(self, event: dict[str, Any]) -> Ending | None:
+    def _note(self, event: dict[str, Any]) -> None:
+        if event["event"] == "ended":
+            # All is thawed when it says so; that its process leaves takes longer.
+            self._end(Ending(event["held"], event["reason"], event["at"]))
+            return
         with self._changed:
             if event["event"] == "ready":
                 self._ready = True
@@ -192,10 +190,15 @@ class Guard:
                 self._frozen_at = event["at"]
             elif event["event"] == "failed":
                 self._refusal = event["reason"]
-            elif event["event"] == "ended":
-                return Ending(event["held"], event["reason"], event["at"])
             self._changed.notify_all()
-        return None
+
+    def _end(self, ending: Ending) -> None:
+        with self._changed:
+            self._ending = ending
+            asked = self._asked
+            self._changed.notify_all()
+        if not asked and self._frozen_at is not None and self._on_end is not None:
+            threading.Thread(target=self._on_end, args=(ending,), name="broke", daemon=True).start()
 
     def _end_ourselves(self) -> Ending:
         # What was never told to freeze is frozen by somebody else if it is at all.

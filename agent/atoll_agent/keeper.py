@@ -68,17 +68,19 @@ class Keeper:
             if self._state.state != "idle":
                 raise self._conflict(run)
         self._disarm()
-        mounts = self._find_mounts()
-        for mount in mounts:
-            # Gone since it was listed: there is nothing to flush.
-            with suppress(FileNotFoundError):
-                sync_filesystem(mount.mountpoint)
         deadline = Deadline(_PREPARE_SECONDS)
-        applications = self._find_applications()
-        reasons = in_parallel(applications, lambda each: _prepare(each, deadline))
-        if any(reasons):
-            raise HoldError(f"Not prepared: {'; '.join(filter(None, reasons))}.")
-        self._keep(Armed(run, applications, mounts, deadline))
+        mounts, applications = self._find_mounts(), self._find_applications()
+        _sync(mounts)
+        _flush(applications, lambda each: each.prepare(deadline))
+        armed = Armed(run, applications, mounts, deadline)
+        try:
+            # Arming takes its time, and what was written meanwhile would be flushed under the hold.
+            _flush(armed.applications, lambda each: each.flush_again(deadline))
+            _sync(mounts)
+        except BaseException:
+            armed.disarm()
+            raise
+        self._keep(armed)
 
     def freeze(self, request: FreezeRequest) -> Held:
         """Hold the guest; while the same run holds it, answers the same again.
@@ -227,9 +229,21 @@ class Keeper:
         )
 
 
-def _prepare(application: Application, deadline: Deadline) -> str:
-    try:
-        application.prepare(deadline)
-    except ApplicationError as error:
-        return f"{application.kind} {application.name}: {error}"
-    return ""
+def _sync(mounts: Sequence[Mount]) -> None:
+    for mount in mounts:
+        # Gone since it was listed: there is nothing to flush.
+        with suppress(FileNotFoundError):
+            sync_filesystem(mount.mountpoint)
+
+
+def _flush(applications: Sequence[Application], flush: Callable[[Application], None]) -> None:
+    def attempt(application: Application) -> str:
+        try:
+            flush(application)
+        except ApplicationError as error:
+            return f"{application.kind} {application.name}: {error}"
+        return ""
+
+    reasons = [reason for reason in in_parallel(applications, attempt) if reason]
+    if reasons:
+        raise HoldError(f"Not prepared: {'; '.join(reasons)}.")

@@ -30,9 +30,23 @@ _CLEAN_LOG_BYTES = 16
 _CHECKPOINT_TRIES = 5
 _PURGE_SECONDS = 1.0
 
-_STATUS = (
-    "SELECT variable_value FROM information_schema.global_status WHERE variable_name = '{name}'"
+_STATE = (
+    "SELECT @@global.gtid_binlog_pos; "
+    "SELECT variable_name, variable_value FROM information_schema.global_status WHERE variable_name "
+    "IN ('innodb_lsn_current', 'innodb_checkpoint_age', 'innodb_history_list_length')"
 )
+
+
+@dataclass(frozen=True)
+class _State:
+    """`position` is the binary log's GTID where one is written, else InnoDB's sequence number.
+
+    `checkpoint_age` is the log to replay in bytes, `history` the row versions to purge.
+    """
+
+    position: str
+    checkpoint_age: int
+    history: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +109,10 @@ class MariaDb:
             raise
         return [self._lock.pid, self._control.pid]
 
+    def flush_again(self, deadline: Deadline) -> None:
+        assert self._control is not None
+        write_dirty_pages(self._control, self.name, deadline)
+
     def still_ready(self, deadline: Deadline) -> bool:
         if self._lock is None or self._control is None:
             return False
@@ -108,17 +126,15 @@ class MariaDb:
 
     def hold(self, deadline: Deadline) -> HeldApplication:
         started = boottime()
-        position, witness = "", None
+        position, witness, remarks = "", None, []
         try:
             refusal = self._take_lock(deadline)
-            detail = refusal
             if not refusal:
-                detail = self._settle(deadline)
-                position = self._position(deadline)
-                witness, remark = self._witness(deadline)
-                detail = "; ".join(part for part in (detail, remark) if part)
+                position, remark = self._settle(deadline)
+                witness, other = self._witness(deadline)
+                remarks = [each for each in (remark, other) if each]
         except ApplicationError as error:
-            refusal = detail = str(error)
+            refusal = str(error)
         if refusal:
             self.close()
         return HeldApplication(
@@ -128,7 +144,7 @@ class MariaDb:
             position=position,
             witness=witness,
             flush_seconds=boottime() - started,
-            detail=detail,
+            detail=refusal or "; ".join(remarks),
         )
 
     def still_held(self, deadline: Deadline) -> str:
@@ -155,7 +171,7 @@ class MariaDb:
             try:
                 pid = _server_pid(session, deadline)
                 log = log_since_start(pid, START_MARK) if pid else None
-                position = _read_position(session, deadline)
+                position = _read_state(session, deadline).position
                 answering = True
                 if self._server.witness:
                     session.ask("SET SESSION TRANSACTION READ ONLY", deadline)
@@ -204,37 +220,37 @@ class MariaDb:
             return "running statements did not end within the budget, so no read lock was had"
         return ""
 
-    def _settle(self, deadline: Deadline) -> str:
-        """Bring the log to an end that needs no replay; returns what remains, if anything."""
+    def _settle(self, deadline: Deadline) -> tuple[str, str]:
+        """Bring the log to an end that needs no replay; returns where that is and what remains."""
         control = self._control
         assert control is not None
         if not self._can_checkpoint:
-            age = _status(control, "innodb_checkpoint_age", deadline)
-            return f"this server cannot checkpoint on demand; recovery will replay {age} bytes"
-        left = self._drain_purge(control, deadline)
-        age = 0
-        for _ in range(_CHECKPOINT_TRIES):
-            age = _status(
-                control,
-                "innodb_checkpoint_age",
-                deadline,
-                first="SET GLOBAL innodb_log_checkpoint_now = ON; ",
+            state = _read_state(control, deadline)
+            return state.position, (
+                "this server cannot checkpoint on demand; recovery will replay "
+                f"{state.checkpoint_age} bytes"
             )
-            if age <= _CLEAN_LOG_BYTES:
+        self._drain_purge(control, deadline)
+        for _ in range(_CHECKPOINT_TRIES):
+            state = _read_state(
+                control, deadline, first="SET GLOBAL innodb_log_checkpoint_now = ON; "
+            )
+            if state.checkpoint_age <= _CLEAN_LOG_BYTES:
                 break
-        if age > _CLEAN_LOG_BYTES or left:
-            return f"recovery may replay some log: {left} old row versions were left to purge"
-        return ""
+        if state.checkpoint_age > _CLEAN_LOG_BYTES or state.history:
+            return state.position, (
+                f"recovery may replay some log: {state.history} old row versions were left to purge"
+            )
+        return state.position, ""
 
-    def _drain_purge(self, control: Session, deadline: Deadline) -> int:
-        """Let purge come to its end, within limits; returns how many old row versions are left.
+    def _drain_purge(self, control: Session, deadline: Deadline) -> None:
+        """Let purge come to its end, within limits.
 
-        An open transaction that still reads them keeps them for as long as it likes.
+        An open transaction that still reads old row versions keeps them for as long as it likes.
         """
-        history = _status(control, "innodb_history_list_length", deadline)
-        if 0 < history <= _MAX_HISTORY:
+        if 0 < _read_state(control, deadline).history <= _MAX_HISTORY:
             limit = min(_PURGE_SECONDS, deadline.remaining / 3)
-            # The time limit is no failure: what is left is counted below.
+            # The time limit is no failure: what is left is counted afterwards.
             with suppress(StatementError):
                 # Waits until nothing is left; the server does not keep the value.
                 control.ask(
@@ -242,12 +258,6 @@ class MariaDb:
                     "SET GLOBAL innodb_max_purge_lag_wait = 0; SET max_statement_time = 0",
                     deadline,
                 )
-            history = _status(control, "innodb_history_list_length", deadline)
-        return history
-
-    def _position(self, deadline: Deadline) -> str:
-        assert self._control is not None
-        return _read_position(self._control, deadline)
 
     def _witness(self, deadline: Deadline) -> tuple[str | None, str]:
         """The witness's answer and, without one, why: it must never cost the hold itself."""
@@ -292,20 +302,22 @@ def _can_checkpoint(session: Session, deadline: Deadline) -> bool:
     return bool(session.ask("SHOW GLOBAL VARIABLES LIKE 'innodb_log_checkpoint_now'", deadline))
 
 
-def _status(session: Session, name: str, deadline: Deadline, first: str = "") -> int:
-    """A status as a number, after the statements in `first`, which answer nothing."""
-    answer = session.ask(first + _STATUS.format(name=name), deadline)
-    if not answer.isdigit():
-        raise ApplicationError(f"the server has no status {name}")
-    return int(answer)
+def _read_state(session: Session, deadline: Deadline, first: str = "") -> _State:
+    """Everything at once, because each question costs a round trip under the lock.
 
-
-def _read_position(session: Session, deadline: Deadline) -> str:
-    """The binary log's GTID where one is written, else InnoDB's log sequence number."""
-    gtid = session.ask("SELECT @@global.gtid_binlog_pos", deadline)
-    if gtid:
-        return f"gtid {gtid}"
-    return f"lsn {_status(session, 'innodb_lsn_current', deadline)}"
+    `first` are statements to run before, which answer nothing.
+    """
+    gtid, *lines = session.ask(first + _STATE, deadline).split("\n")
+    found = dict(line.lower().split("\t") for line in lines)
+    try:
+        lsn = found["innodb_lsn_current"]
+        return _State(
+            position=f"gtid {gtid}" if gtid else f"lsn {lsn}",
+            checkpoint_age=int(found["innodb_checkpoint_age"]),
+            history=int(found["innodb_history_list_length"]),
+        )
+    except (KeyError, ValueError) as error:
+        raise ApplicationError(f"the server does not tell its InnoDB status ({error})") from error
 
 
 def _server_pid(session: Session, deadline: Deadline) -> int | None:

@@ -33,20 +33,28 @@ _OPTIONS = (
     "-c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0"
 )
 
-_FACTS = """SELECT pg_is_in_recovery(), setting FROM pg_settings WHERE name = 'deadlock_timeout';
+# Not from pg_settings, which evaluates every setting there is.
+_FACTS = """SELECT pg_is_in_recovery(),
+extract(epoch FROM current_setting('deadlock_timeout')::interval);
 SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname"""
+
+_TABLES = """FROM (SELECT string_agg(format('ONLY %I.%I', n.nspname, c.relname), ', ') AS names
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
+AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)') t"""
+
+# Asked when a session is opened: a server process that has never read the catalogue takes long to
+# read it first, and shall not do so while others wait.
+_WARM = f"SELECT pg_backend_pid(), now(), length(t.names) {_TABLES}"
 
 # One message to psql, which runs what the query returns (\gexec): the list of tables is as new as
 # the lock and no answer is awaited between. Only the lock is timed: reading the catalogue of a
 # large schema is not waiting. A witness read under the locks must see what came before them, which
 # a repeatable-read default would hide.
-_LOCK = """BEGIN ISOLATION LEVEL READ COMMITTED;
+_LOCK = f"""BEGIN ISOLATION LEVEL READ COMMITTED;
 SELECT now();
-SELECT 'SET LOCAL statement_timeout = {milliseconds}', 'LOCK TABLE ' || t.names || ' IN SHARE MODE'
-FROM (SELECT string_agg(format('ONLY %I.%I', n.nspname, c.relname), ', ') AS names
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
-AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)') t
+SELECT 'SET LOCAL statement_timeout = {{milliseconds}}', 'LOCK TABLE ' || t.names || ' IN SHARE MODE'
+{_TABLES}
 WHERE t.names IS NOT NULL \\gexec
 SET LOCAL statement_timeout = 0"""
 
@@ -132,13 +140,20 @@ class PostgreSql:
             for name in self._facts.databases:
                 session = self._session(name)
                 self._locks.append(_Lock(name, session, 0))
+                session.send(_WARM)
             for index, lock in enumerate(self._locks):
-                backend = int(lock.session.ask("SELECT pg_backend_pid()", deadline))
+                backend = int(lock.session.collect(deadline).partition("|")[0])
                 self._locks[index] = _Lock(lock.database, lock.session, backend)
+                # Nobody is in the way of an idle session; asked once, it is quick when somebody is.
+                self._clear_the_way(backend, deadline)
         except ApplicationError:
             self.close()
             raise
         return [self._control.pid, *(lock.session.pid for lock in self._locks)]
+
+    def flush_again(self, deadline: Deadline) -> None:
+        assert self._control is not None
+        self._control.ask("CHECKPOINT", deadline)
 
     def still_ready(self, deadline: Deadline) -> bool:
         if self._control is None or self._facts is None:
@@ -333,8 +348,8 @@ def _read_facts(session: Session, deadline: Deadline) -> _Facts:
         raise ApplicationError(
             f"the cluster has {len(names)} databases and at most {_MAX_DATABASES} are held"
         )
-    in_recovery, milliseconds = first.split("|")
-    return _Facts(in_recovery == "t", int(milliseconds) / 1000, tuple(names))
+    in_recovery, seconds = first.split("|")
+    return _Facts(in_recovery == "t", float(seconds), tuple(names))
 
 
 def discover(configured: tuple[ApplicationConfig, ...], look: bool) -> list[PostgreSql]:

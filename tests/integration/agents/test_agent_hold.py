@@ -358,7 +358,7 @@ def test_an_armed_run_is_held_without_starting_a_process(guest, agent, load):
     assert frozen.began_at < frozen.frozen_at
     assert guest.frozen()
     assert agent.channel.thaw("armed-1").held
-    assert agent.children() == {}
+    await_that(lambda: agent.children() == {}, "the watchdog leaves")
 
 
 def test_arming_holds_and_blocks_nothing(guest, agent):
@@ -373,7 +373,7 @@ def test_arming_holds_and_blocks_nothing(guest, agent):
     agent.channel.prepare("armed-3")
     assert len([word for word in agent.children().values() if "watchdog" in word]) == 1
     assert not agent.channel.thaw("armed-3").held
-    assert agent.children() == {}
+    await_that(lambda: agent.children() == {}, "the watchdog leaves")
 
 
 def test_a_killed_agent_leaves_no_watchdog_and_no_session_of_an_arming(guest, agent):
