@@ -4,6 +4,7 @@ import shutil
 from contextlib import suppress
 
 from atoll.model.errors import AtollError
+from atoll.service.journal import Journal
 from atoll.settings import load_settings
 from atoll.storage.drivers.embedded import EmbeddedEngine
 from atoll.wiring import open_engine
@@ -14,7 +15,17 @@ from atoll_lab.vcenter.control import Control, ControlError
 
 
 def take_down(where: Places) -> None:
-    """Leave nothing of the lab but the cache of built guests, which all labs share."""
+    """Leave nothing of the lab but the cache of built guests, which all labs share.
+
+    Raises RunConflictError, with nothing touched, while a run works in it.
+    """
+    if not where.root.exists():
+        return
+    with Journal(where.state).exclusive():
+        _take_down(where)
+
+
+def _take_down(where: Places) -> None:
     if where.guests.exists():
         for run_directory in where.guests.iterdir():
             kill(run_directory)
@@ -22,8 +33,7 @@ def take_down(where: Places) -> None:
     stop_storage(where)
     if where.storage.exists():
         destroy(where.storage)
-    if where.root.exists():
-        shutil.rmtree(where.root)
+    shutil.rmtree(where.root)
     with suppress(OSError):  # other labs may live there
         where.root.parent.rmdir()
 

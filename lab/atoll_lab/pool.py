@@ -48,12 +48,18 @@ def unmount(directory: Path) -> None:
 
 
 def destroy(directory: Path) -> None:
-    """Unmount it and remove image and mount point; absent is success."""
-    unmount(directory)
+    """Unmount it and remove image and mount point, also while somebody uses it; absent is success."""
+    mountpoint = directory / _MOUNTPOINT
+    try:
+        unmount(directory)
+    except StorageUnreachableError:
+        # Out of sight at once; gone, with its loop device, when its last user is.
+        _run("umount", "--lazy", str(mountpoint))
+        unmount(directory)
     for name in (_IMAGE, f"{Path(_IMAGE).stem}.new"):
         (directory / name).unlink(missing_ok=True)
-    if (directory / _MOUNTPOINT).is_dir():
-        (directory / _MOUNTPOINT).rmdir()
+    if mountpoint.is_dir():
+        mountpoint.rmdir()
 
 
 def _loop_devices(image: Path) -> list[str]:

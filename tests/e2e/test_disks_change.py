@@ -174,6 +174,10 @@ def test_an_increment_is_a_full_read(lab: LiveLab, cold: ColdVm, tmp_path: Path)
     lab.check("restore", "disk", f"{VM}@{first['run']}", str(tmp_path / "d"), "--disk", "deleted")
     assert (tmp_path / "d").read_bytes() == random.Random("deleted").randbytes(SIZE)
     lab.assert_in_order()
+    # Nor does the storage keep anything for a VM that is no more.
+    cold.remove()
+    lab.check("backup", "app1")
+    lab.assert_in_order()
 
 
 def read_bytes(point: Any) -> dict[str, int]:

@@ -176,9 +176,11 @@ class LiveLab:
         assert standing.runs == ()
         assert standing.groups == (GROUP,)
         assert standing.presented == tuple((lun, PRODUCTION) for lun in LUNS)
+        present = {row["vm"] for row in self.check("inventory", "--json").json}
         newest = {
             item["point"]["vm"]: item["point"]["snapshot"]
             for item in self.check("points", "--json").json
+            if item["point"]["vm"] in present
         }
         assert set(standing.snapshots) == set(newest.values())
         held = self.places.pool / "snapshots" / GROUP

@@ -60,7 +60,8 @@ def back_up(
         points = repository.points()
         prefix = own_prefix(repository.key_id)
         cleaned = clean_up(engine, journal, agents, prefix, points)
-        plan = make_plan(run, names, vcenter.inventory(), engine.groups(), agents.keys())
+        inventory = vcenter.inventory()
+        plan = make_plan(run, names, inventory, engine.groups(), agents.keys())
         if not site.hold.accept_less:
             _require_agents(plan)
         snapshot = prefix + run
@@ -84,7 +85,10 @@ def back_up(
         copy_seconds = time.monotonic() - started
         progress.stage("", "retire")
         try:
-            retired = retire_snapshots(engine, prefix, [*points, *made])
+            # A VM that is gone has no next increment, and its snapshot would only grow.
+            present = {vm.instance_uuid for vm in inventory.vms}
+            wanted = [point for point in (*points, *made) if point.instance_uuid in present]
+            retired = retire_snapshots(engine, prefix, wanted)
             journal.end(run)
         except AtollError as error:
             # The points are there; what could not be tidied the next run tidies.
