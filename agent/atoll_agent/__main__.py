@@ -18,6 +18,7 @@ from atoll_agent.freezing import thaw_leftovers
 from atoll_agent.keeper import Keeper
 from atoll_agent.mounts import Mount, freezable, freeze_order, read_mounts, select_mounts
 from atoll_agent.server import AgentServer
+from atoll_agent.strangers import Stranger
 from atoll_agent.testify import find_port, give_testimony, serve_port
 
 _RECOVER_SECONDS = 30.0
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, text in (
         ("serve", "answer the director until stopped"),
         ("status", "show what would be held"),
+        ("check", "say what is wrong with the configuration, if anything"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("--config", type=Path, default=DEFAULT_PATH)
@@ -40,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return watchdog.main()
     try:
         config = load_config(arguments.config)
+        if arguments.command == "check":
+            return 0
         return _serve(config) if arguments.command == "serve" else _status(config)
     except (AgentError, OSError) as error:
         sys.stderr.write(f"atoll-agent: {error}\n")
@@ -56,7 +60,7 @@ def _serve(config: Config) -> int:
             application.recover(Deadline(_RECOVER_SECONDS))
         except ApplicationError as error:
             sys.stderr.write(f"atoll-agent: {application.kind} {application.name}: {error}\n")
-    keeper = Keeper(lambda: applications.discover(config), lambda: _find_mounts(config))
+    keeper = Keeper(lambda: applications.all_running(config), lambda: _find_mounts(config))
     server = AgentServer(config, keeper)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -85,10 +89,14 @@ def _status(config: Config) -> int:
     out(f"atoll-agent {__version__} for {config.name} ({config.instance_uuid})\n")
     for mount in _find_mounts(config):
         out(f"  file system  {mount.mountpoint}  {mount.fstype} on {mount.source}\n")
-    found: Sequence[Application] = applications.discover(config)
+    found: Sequence[Application] = applications.all_running(config)
     for application in found:
-        out(f"  application  {application.kind} {application.name}\n")
+        out(f"  application  {application.kind} {application.name}{_remark(application)}\n")
     return 0
+
+
+def _remark(application: Application) -> str:
+    return f": not held, {application.detail}" if isinstance(application, Stranger) else ""
 
 
 def _find_mounts(config: Config) -> list[Mount]:

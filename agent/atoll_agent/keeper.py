@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from atoll_agent.application import Application
 from atoll_agent.arming import ARMED_SECONDS, Armed, in_parallel
@@ -16,6 +17,8 @@ from atoll_agent.hold import Held, Hold, Released
 from atoll_agent.mounts import Mount
 from atoll_agent.protocol import FreezeRequest
 from atoll_agent.syncing import sync_filesystem
+
+_T = TypeVar("_T")
 
 _REMEMBERED = 64
 _PREPARE_SECONDS = 600.0
@@ -56,13 +59,14 @@ class Keeper:
         self._disarming: threading.Timer | None = None
         self._cancelled = False
         self._past: OrderedDict[str, Released] = OrderedDict()
+        self._called_off: OrderedDict[str, None] = OrderedDict()
 
     def prepare(self, run: str) -> None:
         """Flush file systems and applications while everything serves, then arm the guest.
 
-        What was armed before is disarmed. Raises ConflictError while another
-        run holds, HoldError when an application did not flush or no watchdog
-        could be started.
+        What was armed before is disarmed. An application that does not flush is
+        left to the hold, which tries again and tells. Raises ConflictError while
+        another run holds, HoldError when no watchdog could be started.
         """
         with self._changed:
             if self._state.state != "idle":
@@ -71,11 +75,11 @@ class Keeper:
         deadline = Deadline(_PREPARE_SECONDS)
         mounts, applications = self._find_mounts(), self._find_applications()
         _sync(mounts)
-        _flush(applications, lambda each: each.prepare(deadline))
+        in_parallel(applications, _attempt(lambda each: each.prepare(deadline)))
         armed = Armed(run, applications, mounts, deadline)
         try:
             # Arming takes its time, and what was written meanwhile would be flushed under the hold.
-            _flush(armed.applications, lambda each: each.flush_again(deadline))
+            armed.each(_attempt(lambda each: each.flush_again(deadline)))
             _sync(mounts)
         except BaseException:
             armed.disarm()
@@ -87,7 +91,7 @@ class Keeper:
 
         Quick when `prepare` armed the guest for this run, else arms it first.
         Raises ConflictError when another run holds it, HoldError when it could
-        not be held; then nothing is.
+        not be held or was let go before it came; then nothing is.
         """
         deadline = Deadline(request.budget_seconds)
         with self._changed:
@@ -95,6 +99,8 @@ class Keeper:
                 return self._hold.held
             if self._state.state != "idle":
                 raise self._conflict(request.run)
+            if request.run in self._called_off:
+                raise HoldError(f"Run {request.run} was thawed before it was to be held.")
             self._state = State("freezing", request.run)
             self._cancelled = False
             self._past.pop(request.run, None)
@@ -115,7 +121,8 @@ class Keeper:
     def thaw(self, run: str) -> Released:
         """Let go of this run's hold and say whether it was unbroken; the same answer when repeated.
 
-        A guest that was armed for this run and never held is disarmed.
+        A guest that was armed for this run and never held is disarmed, and a
+        freeze that was under way to it is refused when it arrives.
         """
         with self._changed:
             if self._state == State("freezing", run):
@@ -132,6 +139,7 @@ class Keeper:
             else:
                 reason = f"this agent holds nothing for run {run}"
                 released = Released(run, False, reason, None, time.time())
+                _remember(self._called_off, run, None)
         if mine and hold is not None:
             released = hold.finish()
             self._settle(released)
@@ -216,9 +224,7 @@ class Keeper:
 
     def _settle(self, released: Released) -> None:
         with self._changed:
-            self._past[released.run] = released
-            while len(self._past) > _REMEMBERED:
-                self._past.popitem(last=False)
+            _remember(self._past, released.run, released)
             self._state = State("idle", "")
             self._hold = None
             self._changed.notify_all()
@@ -236,14 +242,15 @@ def _sync(mounts: Sequence[Mount]) -> None:
             sync_filesystem(mount.mountpoint)
 
 
-def _flush(applications: Sequence[Application], flush: Callable[[Application], None]) -> None:
-    def attempt(application: Application) -> str:
-        try:
+def _attempt(flush: Callable[[Application], None]) -> Callable[[Application], None]:
+    def attempt(application: Application) -> None:
+        with suppress(ApplicationError):
             flush(application)
-        except ApplicationError as error:
-            return f"{application.kind} {application.name}: {error}"
-        return ""
 
-    reasons = [reason for reason in in_parallel(applications, attempt) if reason]
-    if reasons:
-        raise HoldError(f"Not prepared: {'; '.join(reasons)}.")
+    return attempt
+
+
+def _remember(memory: OrderedDict[str, _T], run: str, what: _T) -> None:
+    memory[run] = what
+    while len(memory) > _REMEMBERED:
+        memory.popitem(last=False)

@@ -168,15 +168,17 @@ class _Watch:
 
     def _end(self, reason: str) -> int:
         wrong = self._frost.thaw()
-        if self._freezer is not None:
-            # It may still wait for the disk; leaving now would leave frozen what it freezes next.
-            self._freezer.join()
-        at = time.time()
-        if reason:
+        still_freezing = self._freezer is not None and self._refusal is None
+        if reason or still_freezing:
+            # Before the wait below, which is for one disk and must not keep other disks' databases.
             for session in self._orders.sessions:
                 # Gone already is what we want.
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(session, signal.SIGKILL)
+        if self._freezer is not None:
+            # It may still wait for the disk; leaving now would leave frozen what it freezes next.
+            self._freezer.join()
+        at = time.time()
         broken = "; ".join([*([reason] if reason else []), *wrong])
         # Nobody may be left to hear it, which must not keep us from ending.
         with suppress(BrokenPipeError):

@@ -36,7 +36,9 @@ class AgentRow:
 def enroll(
     vm: Annotated[str, typer.Argument(help="Name or instance UUID of the VM.")],
     address: Annotated[str, typer.Option(help="Where the director reaches the guest.")],
-    port: Annotated[int, typer.Option(help="The agent's port there.")] = DEFAULT_PORT,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="The agent's port there.")
+    ] = DEFAULT_PORT,
     out_file: Annotated[
         Path | None, typer.Option("--out", help="The tar to write; VM-agent.tar by default.")
     ] = None,

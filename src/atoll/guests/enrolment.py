@@ -2,7 +2,10 @@
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from atoll.guests.authority import Authority
 from atoll.guests.files import write_atomically
 from atoll.guests.package import UNIT, build_agent, unit_file
 from atoll.guests.registry import AgentRegistry, EnrolledAgent
+from atoll.model.errors import ConfigurationError
 
 DEFAULT_PORT = 8443
 AGENT_PATH = "usr/lib/atoll/atoll-agent.pyz"
@@ -32,9 +36,10 @@ def enrol(
     `listen_port`, the same unless something forwards. `applications` go into
     its `agent.json` as they are (docs/operations/agent.md has the keys).
     The tar holds a private key and has mode 0600. Enrolling a VM again revokes
-    the certificate it had.
+    the certificate it had. Raises ConfigurationError, with nothing changed, when the
+    agent would not take its configuration or `out` cannot be written.
     """
-    issued = authority.issue_agent(vm_name, instance_uuid)
+    agent = build_agent()
     config = {
         "name": vm_name,
         "instance_uuid": instance_uuid,
@@ -44,15 +49,20 @@ def enrol(
         "authority": "ca.crt",
         "applications": [dict(entry) for entry in applications],
     }
+    _have_checked(agent, config)
+    issued = authority.issue_agent(vm_name, instance_uuid)
     members = {
         "etc/atoll/agent.json": (json.dumps(config, indent=2).encode() + b"\n", 0o600),
         "etc/atoll/agent.crt": (issued.certificate, 0o644),
         "etc/atoll/agent.key": (issued.key, 0o600),
         "etc/atoll/ca.crt": (authority.certificate, 0o644),
-        AGENT_PATH: (build_agent(), 0o755),
+        AGENT_PATH: (agent, 0o755),
         f"etc/systemd/system/{UNIT}": (unit_file(), 0o644),
     }
-    write_atomically(out, _tar(members), 0o600)
+    try:
+        write_atomically(out, _tar(members), 0o600)
+    except OSError as error:
+        raise ConfigurationError(f"Cannot write {out}: {error.strerror}.") from error
     # After the tar: an entry without a tar would revoke an agent that still serves.
     AgentRegistry(authority.directory).put(
         EnrolledAgent(
@@ -64,6 +74,23 @@ def enrol(
         )
     )
     return out
+
+
+def _have_checked(agent: bytes, config: Mapping[str, object]) -> None:
+    """Ask the very agent that will read it, before anything is issued or revoked."""
+    with tempfile.TemporaryDirectory() as directory:
+        program, file = Path(directory) / "agent.pyz", Path(directory) / "agent.json"
+        program.write_bytes(agent)
+        file.write_text(json.dumps(config))
+        done = subprocess.run(
+            [sys.executable, "-I", str(program), "check", "--config", str(file)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        said = done.stderr.strip().removeprefix("atoll-agent: ")
+        raise ConfigurationError(f"The agent would refuse its configuration: {said}")
 
 
 def _tar(members: Mapping[str, tuple[bytes, int]]) -> bytes:

@@ -54,7 +54,12 @@ def mounted(image: Path, where: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             fcntl.ioctl(descriptor, _FITHAW, 0)
         os.close(descriptor)
-        run("umount", where)
+        # A watchdog that has just thawed is still on its way out.
+        deadline = time.monotonic() + 30
+        while subprocess.run(["umount", where], capture_output=True, check=False).returncode:
+            if time.monotonic() > deadline:
+                run("umount", where)
+            time.sleep(0.1)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,12 @@
 """The watchdog's own time limits, with a process in a session's place and no file system."""
 
+import os
 import subprocess
+import threading
 
 import pytest
 
+from atoll_agent import watchdog
 from atoll_agent.clock import Deadline
 from atoll_agent.errors import HoldError
 from atoll_agent.guard import Guard
@@ -54,3 +57,31 @@ def test_nothing_freezes_before_the_hold_began():
     guard = Guard([], [], 60)
     with pytest.raises(HoldError, match="too long"):
         guard.freeze(Deadline(0.2))
+
+
+def test_databases_are_let_go_before_a_freeze_that_hangs_comes_to_its_end(session):
+    """One slow disk must not keep the locks of databases on the others."""
+    may_end = threading.Event()
+
+    class Hanging:
+        def freeze(self):
+            may_end.wait(60)
+            return ""
+
+        def thaw(self):
+            return []
+
+    wake_read, wake_write = os.pipe()
+    pidfd = os.pidfd_open(session.pid)
+    orders = watchdog.Orders((), (), (pidfd,), 60.0)
+    watch = watchdog._Watch(orders, Hanging(), wake_read, wake_write, b"begin 0.2 60\nfreeze\n")
+    runner = threading.Thread(target=watch.run)
+    runner.start()
+    try:
+        assert session.wait(30) == -9
+        assert runner.is_alive()
+    finally:
+        may_end.set()
+        runner.join()
+        for descriptor in (pidfd, wake_read, wake_write):
+            os.close(descriptor)

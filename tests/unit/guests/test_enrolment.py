@@ -47,6 +47,25 @@ def test_enrolling_again_replaces_the_certificate(authority, tmp_path):
     assert names == ["app1", "db1"]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"port": 99999},
+        {"applications": [{"kind": "postgresql", "name": "x", "witnes": "SELECT 1"}]},
+        {"applications": [{"kind": "oracle", "name": "x"}]},
+    ],
+)
+def test_what_the_agent_would_refuse_replaces_nothing(authority, tmp_path, wrong):
+    enrol(authority, "db1", "u-1", tmp_path / "db1.tar", address="a")
+    before = AgentRegistry(authority.directory).agents()
+    with pytest.raises(ConfigurationError, match=r"would refuse its configuration: .*must be"):
+        enrol(authority, "db1", "u-1", tmp_path / "again.tar", **{"address": "a", **wrong})
+    with pytest.raises(ConfigurationError, match="Cannot write"):
+        enrol(authority, "db1", "u-1", tmp_path / "no" / "such.tar", address="a")
+    assert AgentRegistry(authority.directory).agents() == before
+    assert not (tmp_path / "again.tar").exists()
+
+
 def fingerprint_of(tar):
     import hashlib
     import ssl

@@ -1,0 +1,92 @@
+"""Database servers that run in this guest and that nobody told the agent about.
+
+One of them is never held, and a restore point that says that its applications
+were held must not pass over it.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from atoll_agent import mariadb, postgresql
+from atoll_agent.application import Application, HeldApplication, Testimony
+from atoll_agent.clock import Deadline
+from atoll_agent.errors import ApplicationError
+
+# A server's process by its name in /proc; of PostgreSQL's many the one that no other started.
+_SERVERS = {
+    "postgres": postgresql.KIND,
+    "postmaster": postgresql.KIND,
+    "mariadbd": mariadb.KIND,
+    "mysqld": mariadb.KIND,
+}
+
+
+class Stranger:
+    """Servers of a kind beyond those that were found; can only be reported as not held."""
+
+    name = "others"
+
+    def __init__(self, kind: str, running: int, known: int) -> None:
+        self.kind = kind
+        self.detail = (
+            f"{running} servers run in this guest and the agent knows {known}; "
+            "name the others in agent.json"
+        )
+
+    def prepare(self, deadline: Deadline) -> None:
+        """Nothing can be asked of it."""
+
+    def recover(self, deadline: Deadline) -> None:
+        """Nothing was ever changed in it."""
+
+    def open(self, deadline: Deadline) -> list[int]:
+        raise ApplicationError(self.detail)
+
+    def flush_again(self, deadline: Deadline) -> None:
+        raise ApplicationError(self.detail)
+
+    def still_ready(self, deadline: Deadline) -> bool:
+        return False
+
+    def hold(self, deadline: Deadline) -> HeldApplication:
+        return HeldApplication(self.kind, self.name, False, "", None, 0.0, self.detail)
+
+    def still_held(self, deadline: Deadline) -> str:
+        return ""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def testify(self, deadline: Deadline) -> Testimony:
+        return Testimony(self.kind, self.name, False, None, None, None, "", self.detail)
+
+
+def find_strangers(known: Sequence[Application], proc: Path = Path("/proc")) -> list[Stranger]:
+    """One for each kind of server of which more run than are known, containers included."""
+    running = _running(proc)
+    found = Counter(application.kind for application in known)
+    return [
+        Stranger(kind, running[kind], found[kind])
+        for kind in sorted(running)
+        if running[kind] > found[kind]
+    ]
+
+
+def _running(proc: Path) -> Counter[str]:
+    names: dict[int, str] = {}
+    parents: dict[int, int] = {}
+    for entry in proc.iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text(errors="replace")
+            except OSError:
+                continue  # it ended meanwhile
+            # The name is in brackets and may hold anything, brackets too (proc(5)).
+            name, _, rest = stat.partition("(")[2].rpartition(")")
+            names[int(entry.name)], parents[int(entry.name)] = name, int(rest.split()[1])
+    return Counter(
+        _SERVERS[name]
+        for pid, name in names.items()
+        if name in _SERVERS and names.get(parents[pid]) != name
+    )
