@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from atoll.cli import context
-from atoll.cli.output import as_json, size, table
+from atoll.cli.output import as_json, err, size, table
 from atoll.model.inventory import Inventory
 from atoll.model.storage import Lun
 
@@ -37,7 +37,9 @@ def inventory(
     engine = site.engine()
     luns = {lun.naa: lun for group in engine.groups() for lun in group.luns}
     found = site.vcenter().inventory()
-    rows = list(_rows(found, luns, engine.name, set(site.agents())))
+    rows = _rows(found, luns, engine.name, set(site.agents()))
+    for line in _without_rows(found):
+        err.print(line, style="dim")
     if json:
         as_json(rows)
         return
@@ -58,6 +60,13 @@ def inventory(
             for row in rows
         ],
     )
+
+
+def _without_rows(found: Inventory) -> list[str]:
+    """A line for each VM that has nothing to show in the table, and why."""
+    reasons = {vm.name: vm.reason for vm in found.left_out}
+    reasons |= {vm.name: "it has no disk" for vm in found.vms if not vm.disks}
+    return [f"Left out: {name}: {reason}." for name, reason in sorted(reasons.items())]
 
 
 def _rows(found: Inventory, luns: dict[str, Lun], storage: str, agents: set[str]) -> list[DiskRow]:

@@ -113,13 +113,13 @@ def _require_as_planned(plan: Plan, placements: Mapping[str, Placement]) -> None
     for planned in plan.vms:
         vm = planned.vm
         place = placements.get(vm.instance_uuid)
-        disks = tuple(sorted((disk.key, disk.path) for disk in vm.disks))
+        disks = tuple(sorted((disk.key, disk.datastore, disk.path) for disk in vm.disks))
         if place is None:
             change = "is gone from vCenter"
         elif place.has_snapshot:
             change = "has a VMware snapshot now"
         elif place.disks != disks:
-            change = "has other disks now"
+            change = "has other disks now, or has them elsewhere"
         elif place.powered_on != vm.powered_on:
             change = "was switched on or off"
         else:

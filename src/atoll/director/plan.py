@@ -45,6 +45,9 @@ def _find_vm(name: str, inventory: Inventory) -> VirtualMachine:
         raise UnknownVmError(
             f"{len(matches)} VMs are called {name}; name the one you mean by its UUID: {uuids}."
         )
+    for left_out in inventory.left_out:
+        if left_out.name == name:
+            raise UnprotectableVmError(f"VM {name} cannot be protected: {left_out.reason}.")
     known = [vm.name for vm in inventory.vms]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"the nearest is {close[0]}." if close else "`atoll inventory` lists all VMs."

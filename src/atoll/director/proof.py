@@ -71,6 +71,8 @@ def prove_consistency(
 
 
 def _judge(guest: HeldGuest) -> tuple[Consistency, tuple[str, ...]]:
+    if guest.planned.vm.suspended:
+        return Consistency.CRASH, ("suspended: what was in its memory is not on its disks",)
     if not guest.planned.vm.powered_on:
         return Consistency.CRASH, (f"{POWERED_OFF}: its disks are as clean as it was shut down",)
     if guest.failure is not None:
@@ -81,6 +83,8 @@ def _judge(guest: HeldGuest) -> tuple[Consistency, tuple[str, ...]]:
         return Consistency.CRASH, (f"the thaw was not confirmed: {guest.release.failure}",)
     if not guest.release.thawed.held:
         return Consistency.CRASH, (guest.release.thawed.reason or "the hold was broken",)
+    if not guest.frozen.filesystems:
+        return Consistency.CRASH, ("the agent found no file system that it can freeze",)
     refused = tuple(
         f"{application.kind} {application.name} was not held: {application.detail}"
         for application in guest.frozen.applications
@@ -88,8 +92,6 @@ def _judge(guest: HeldGuest) -> tuple[Consistency, tuple[str, ...]]:
     )
     if refused:
         return Consistency.FILESYSTEM, refused
-    if not guest.frozen.filesystems:
-        return Consistency.CRASH, ("the agent found no file system that it can freeze",)
     if not guest.frozen.applications:
         return Consistency.FILESYSTEM, ()
     return Consistency.APP, ()

@@ -66,7 +66,7 @@ class ConsistencyProof:
     """Why a restore point may be called what it is called.
 
     `snapshot_started_at` and `snapshot_finished_at` are by the storage's clock.
-    `reasons` is empty for an app-consistent point and else says what was lost.
+    `reasons` says what was lost; empty when all that was found in the guest was held.
     """
 
     vm: str

@@ -46,7 +46,10 @@ class VirtualDisk:
 
 @dataclass(frozen=True, slots=True)
 class VirtualMachine:
-    """A VM where it is at this moment. `instance_uuid` is how Atoll tracks it; morefs change."""
+    """A VM where it is at this moment. `instance_uuid` is how Atoll tracks it; morefs change.
+
+    A suspended VM is not powered on; part of its state is in its memory file.
+    """
 
     moref: str
     instance_uuid: str
@@ -58,19 +61,28 @@ class VirtualMachine:
     disks: tuple[VirtualDisk, ...]
     has_snapshot: bool
     vmx_path: str
+    suspended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOutVm:
+    """A VM that vCenter shows and that cannot be protected as it is now, and why."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where a VM is at one moment, and which files it writes to.
 
-    `datastores` are all it has files on, sorted; `disks` are (device key, path
-    in the datastore), sorted: a VMware snapshot or a storage vMotion changes them.
+    `datastores` are all it has files on, sorted; `disks` are (device key,
+    datastore, path in it), sorted: a VMware snapshot or a storage vMotion changes them.
     """
 
     host: str
     datastores: tuple[str, ...]
-    disks: tuple[tuple[int, str], ...]
+    disks: tuple[tuple[int, str, str], ...]
     powered_on: bool
     has_snapshot: bool
 
@@ -82,6 +94,7 @@ class Inventory:
     hosts: tuple[Host, ...]
     datastores: tuple[Datastore, ...]
     vms: tuple[VirtualMachine, ...]
+    left_out: tuple[LeftOutVm, ...] = ()
 
     def datastore(self, name: str) -> Datastore:
         """The datastore of that name; KeyError if there is none."""

@@ -1,19 +1,16 @@
 """VCenter: what the rest of Atoll sees of vSphere."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from atoll.model.inventory import Inventory, Placement
 from atoll.vsphere.hosts import rescan
-from atoll.vsphere.inventory import Reading, read_inventory
+from atoll.vsphere.inventory import read_inventory
 from atoll.vsphere.placement import PlacementReader
 from atoll.vsphere.session import Session
 from atoll.vsphere.settings import VCenterSettings
 
 __all__ = ["VCenter", "VCenterSettings"]
-
-_log = logging.getLogger(__name__)
 
 
 class VCenter:
@@ -39,20 +36,13 @@ class VCenter:
         return cls(Session(settings))
 
     def inventory(self) -> Inventory:
-        """Hosts, datastores and VMs, read in bulk. Left-out VMs are logged with the reason."""
-        reading = self.reading()
-        for skipped in reading.skipped:
-            _log.info("VM %s is left out: %s", skipped.name, skipped.reason)
-        return reading.inventory
-
-    def reading(self) -> Reading:
-        """The inventory together with the VMs it leaves out and why."""
+        """Hosts, datastores and VMs, read in bulk."""
         pages = self._session.page_objects
         reading = self._session.call(
             "read the inventory", lambda content: read_inventory(content, pages)
         )
         self._placement.learn(reading)
-        return reading
+        return reading.inventory
 
     def placement(self, instance_uuids: Sequence[str]) -> Mapping[str, Placement]:
         """Where VMs are and what they write to now, by instance UUID; unknown VMs are left out.

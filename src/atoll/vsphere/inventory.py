@@ -7,7 +7,14 @@ from typing import Any
 
 from pyVmomi import vim
 
-from atoll.model.inventory import Datastore, Host, Inventory, VirtualDisk, VirtualMachine
+from atoll.model.inventory import (
+    Datastore,
+    Host,
+    Inventory,
+    LeftOutVm,
+    VirtualDisk,
+    VirtualMachine,
+)
 from atoll.vsphere.collector import Row, read_all
 from atoll.vsphere.placeholders import skip_reason
 
@@ -34,19 +41,10 @@ VM_PATHS = (
 
 
 @dataclass(frozen=True, slots=True)
-class SkippedVm:
-    """A VM vCenter lists and the inventory leaves out, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Reading:
-    """An inventory, what it leaves out, and the names it gave: by moref of host and datastore."""
+    """An inventory and the names it gave: by moref of host and datastore."""
 
     inventory: Inventory
-    skipped: tuple[SkippedVm, ...]
     names: Mapping[str, str]
 
 
@@ -66,12 +64,12 @@ def read_inventory(content: Any, page_objects: int) -> Reading:
     names = names_of(hosts) | names_of(datastores)
     local_luns = _local_luns(hosts)
     vms: list[VirtualMachine] = []
-    skipped: list[SkippedVm] = []
+    left_out: list[LeftOutVm] = []
     for row in rows:
         if issubclass(row.kind, vim.VirtualMachine):
             found = _vm(row, names, datastores)
-            if isinstance(found, SkippedVm):
-                skipped.append(found)
+            if isinstance(found, LeftOutVm):
+                left_out.append(found)
             else:
                 vms.append(found)
     return Reading(
@@ -79,8 +77,8 @@ def read_inventory(content: Any, page_objects: int) -> Reading:
             hosts=tuple(_host(row, names) for row in hosts),
             datastores=tuple(_datastore(row, names, local_luns) for row in datastores),
             vms=tuple(vms),
+            left_out=tuple(left_out),
         ),
-        skipped=tuple(skipped),
         names=names,
     )
 
@@ -135,13 +133,13 @@ def _datastore(row: Row, names: Mapping[str, str], local_luns: set[str]) -> Data
 
 def _vm(
     row: Row, names: Mapping[str, str], datastores: Sequence[Row]
-) -> VirtualMachine | SkippedVm:
+) -> VirtualMachine | LeftOutVm:
     name = str(row.get("name", row.moref))
     uuid, vmx = row.get("config.instanceUuid"), row.get("config.files.vmPathName")
     host = row.get("runtime.host")
     if not uuid or vmx is None or host is None:
         state = row.get("runtime.connectionState", "unknown")
-        return SkippedVm(name, f"vCenter does not have its configuration at the moment ({state})")
+        return LeftOutVm(name, f"vCenter does not have its configuration at the moment ({state})")
     devices = [
         each
         for each in row.get("config.hardware.device", ())
@@ -150,7 +148,7 @@ def _vm(
     manager = row.get("config.managedBy")
     reason = skip_reason(name, manager.extensionKey if manager else None, len(devices))
     if reason is not None:
-        return SkippedVm(name, reason)
+        return LeftOutVm(name, reason)
     by_name = {
         str(store.get("name")): store.moref
         for store in datastores
@@ -160,10 +158,10 @@ def _vm(
     for device in devices:
         disk = _disk(device, names, by_name)
         if disk is None:
-            return SkippedVm(name, f"{_label(device)} lies on a datastore this user may not see")
+            return LeftOutVm(name, f"{_label(device)} lies on a datastore this user may not see")
         disks.append(disk)
     if host._moId not in names:
-        return SkippedVm(name, "it runs on a host this user may not see")
+        return LeftOutVm(name, "it runs on a host this user may not see")
     has_delta = any(getattr(each.backing, "parent", None) is not None for each in devices)
     return VirtualMachine(
         moref=row.moref,
@@ -176,6 +174,7 @@ def _vm(
         disks=tuple(disks),
         has_snapshot=row.get("snapshot") is not None or has_delta,
         vmx_path=_named_path(vmx, names, by_name),
+        suspended=row.get("runtime.powerState") == "suspended",
     )
 
 

@@ -66,10 +66,22 @@ class PlacementReader:
         return Placement(
             host=self._names.get(host, host),
             datastores=tuple(sorted(self._names.get(moref, moref) for moref in datastores)),
-            disks=tuple(sorted(_disk_files(row))),
+            disks=tuple(sorted(self._disk_files(row))),
             powered_on=row.get("runtime.powerState") == "poweredOn",
             has_snapshot=row.get("snapshot") is not None,
         )
+
+    def _disk_files(self, row: Row) -> Iterator[tuple[int, str, str]]:
+        """Device key, datastore and path in it of each disk."""
+        for device in row.get("config.hardware.device", ()):
+            if isinstance(device, vim.vm.device.VirtualDisk):
+                name = str(getattr(device.backing, "fileName", "") or "")
+                store, bracket, path = name.partition("] ")
+                reference = getattr(device.backing, "datastore", None)
+                shown = store.removeprefix("[") if bracket else ""
+                if reference is not None:
+                    shown = self._names.get(reference._moId, shown)
+                yield device.key, shown, path if bracket else name
 
 
 def _places(row: Row) -> list[str]:
@@ -79,10 +91,3 @@ def _places(row: Row) -> list[str]:
         host._moId if host is not None else "",
         *(ref._moId for ref in row.get("datastore", ())),
     ]
-
-
-def _disk_files(row: Row) -> Iterator[tuple[int, str]]:
-    for device in row.get("config.hardware.device", ()):
-        if isinstance(device, vim.vm.device.VirtualDisk):
-            name = str(getattr(device.backing, "fileName", "") or "")
-            yield device.key, name.partition("] ")[2] or name

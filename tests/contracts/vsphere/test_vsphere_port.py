@@ -109,14 +109,14 @@ def test_placeholders_and_cluster_services_are_left_out_with_a_reason(site, vcen
     )
     site.control.add_vm("billing-phVm", "vmfs1", "b/b.vmx", [disk], ESX1.name, "Other")
 
-    reading = vcenter.reading()
+    found = vcenter.inventory()
 
-    assert {skipped.name for skipped in reading.skipped} == {
+    assert {vm.name for vm in found.left_out} == {
         "db9-phVm",
         "vCLS-00000000-0000-4000-8000-000000000001",
     }
-    assert all(skipped.reason for skipped in reading.skipped)
-    assert "billing-phVm" in {vm.name for vm in reading.inventory.vms}
+    assert all(vm.reason for vm in found.left_out)
+    assert "billing-phVm" in {vm.name for vm in found.vms}
 
 
 def test_snapshots_templates_and_raw_mappings_are_told(site, vcenter, stock):

@@ -34,6 +34,7 @@ class Guest:
         self.freeze_error: Exception | None = None
         self.thaw_error: Exception | None = None
         self.broken = ""
+        self.filesystems: tuple[str, ...] = ("/data", "/")
 
     def prepare(self, run: str) -> None:
         self.log.append(f"prepare {self.name}")
@@ -46,7 +47,7 @@ class Guest:
         if self.freeze_error:
             raise self.freeze_error
         self.frozen = run
-        return Frozen(run, 99.75, 100.0, (self.application,), ("/data", "/"), 0.0, 0.01)
+        return Frozen(run, 99.75, 100.0, (self.application,), self.filesystems, 0.0, 0.01)
 
     def thaw(self, run: str) -> Thawed:
         self.log.append(f"thaw {self.name}")
@@ -90,7 +91,7 @@ def planned(name: str, powered_on: bool = True) -> PlannedVm:
 
 def place(name: str, host: str = "esx1", **changed) -> Placement:
     return replace(
-        Placement(host, ("ds1",), ((2000, f"{name}/{name}.vmdk"),), True, False), **changed
+        Placement(host, ("ds1",), ((2000, "ds1", f"{name}/{name}.vmdk"),), True, False), **changed
     )
 
 
@@ -185,6 +186,13 @@ def test_an_application_that_was_not_held_leaves_a_filesystem_point() -> None:
     assert "a lock was not had" in proof.reasons[0]
 
 
+def test_a_guest_with_nothing_frozen_is_never_file_system_consistent() -> None:
+    guest = Guest([], "a", REFUSED)
+    guest.filesystems = ()
+    proof = run([guest], Storage([])).proofs["a"]
+    assert proof.consistency is Consistency.CRASH
+
+
 def test_guests_are_thawed_when_the_storage_fails() -> None:
     log: list[str] = []
     guest, storage = Guest(log, "a"), Storage(log)
@@ -206,6 +214,16 @@ def test_a_vm_that_moves_during_the_hold_is_held_again() -> None:
     assert storage.names == {"atoll-r1"}
 
 
+def test_a_disk_that_moved_to_another_datastore_is_never_read_where_it_was() -> None:
+    there = place("a", disks=((2000, "ds2", "a/a.vmdk"),), datastores=("ds2",))
+    places = iter([place("a"), there, there, there])
+    storage, guest = Storage([]), Guest([], "a")
+    with pytest.raises(HoldFailedError, match="elsewhere"):
+        run([guest], storage, lambda uuids: {"a": next(places)})
+    assert storage.names == set()
+    assert guest.frozen is None
+
+
 def test_a_vm_that_never_rests_is_downgraded() -> None:
     hosts = iter(f"esx{n}" for n in range(99))
     proof = run(
@@ -219,7 +237,8 @@ def test_a_vm_that_never_rests_is_downgraded() -> None:
     ("changed", "says"),
     [
         ({"has_snapshot": True}, "VMware snapshot"),
-        ({"disks": ((2000, "a/a-000001.vmdk"),)}, "other disks"),
+        ({"disks": ((2000, "ds1", "a/a-000001.vmdk"),)}, "other disks"),
+        ({"disks": ((2000, "ds2", "a/a.vmdk"),)}, "elsewhere"),
         ({"powered_on": False}, "switched on or off"),
     ],
 )

@@ -77,7 +77,7 @@ def test_a_vm_on_a_datastore_the_user_may_not_see_is_left_out_with_the_reason(mo
     reading = read(monkeypatch, host(), vm([disk(flat(store="datastore-9"))]))
 
     assert reading.inventory.vms == ()
-    assert "may not see" in reading.skipped[0].reason
+    assert "may not see" in reading.inventory.left_out[0].reason
 
 
 def test_a_vm_without_configuration_is_left_out_with_its_state(monkeypatch):
@@ -85,8 +85,9 @@ def test_a_vm_without_configuration_is_left_out_with_its_state(monkeypatch):
 
     reading = read(monkeypatch, host(), lost)
 
-    assert reading.skipped[0].name == "lost"
-    assert "inaccessible" in reading.skipped[0].reason
+    (lost,) = reading.inventory.left_out
+    assert lost.name == "lost"
+    assert "inaccessible" in lost.reason
 
 
 def test_a_delta_file_without_a_snapshot_still_counts_as_one(monkeypatch):
