@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from atoll.cli import context
-from atoll.cli.output import as_json, moment, out, seconds, size, table
+from atoll.cli.output import as_json, err, moment, out, seconds, size, table
 from atoll.model.points import Evidence
 
 
@@ -17,6 +17,12 @@ def points(
     """List restore points, oldest first."""
     repository = context.site().repository()
     found = [point for point in repository.points() if vm in (None, point.vm, point.instance_uuid)]
+    if lost := repository.lost_points:
+        err.print(
+            f"{len(lost)} objects with restore points are damaged and not shown; `atoll verify` says "
+            "more.",
+            style="red",
+        )
     if json:
         as_json([{"point": point, "evidence": repository.evidence(point.id)} for point in found])
         return

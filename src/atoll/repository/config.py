@@ -15,7 +15,7 @@ from atoll.model.errors import (
 )
 from atoll.repository.keys import KeySource, MasterKey
 from atoll.repository.sealing import checked, halves, new_name, twice, unchecked
-from atoll.repository.store import MissingObjectError, ObjectStore
+from atoll.repository.store import MissingObjectError, ObjectStore, own_objects
 
 CONFIG = "config"
 KEYS = "keys/"
@@ -78,7 +78,7 @@ def damaged_copies(store: ObjectStore, master: MasterKey) -> list[tuple[str, str
     for number, copy in enumerate(halves(store.get(CONFIG)), 1):
         if not _authentic(copy, master):
             found.append((CONFIG, f"copy {number} of 2 is not what was written"))
-    for info in store.list(KEYS):
+    for info in own_objects(store, KEYS):
         for number, copy in enumerate(halves(store.get(info.name)), 1):
             try:
                 unchecked(copy)
@@ -126,7 +126,7 @@ def _decode(block: bytes) -> Config:
 
 def _unlocked(store: ObjectStore, source: KeySource, config: Config) -> MasterKey:
     slots, broken = 0, 0
-    for info in store.list(KEYS):
+    for info in own_objects(store, KEYS):
         slots += 1
         try:
             slot = unchecked(_good_copy(halves(store.get(info.name)), info.name))
@@ -161,7 +161,7 @@ def _good_copy(copies: tuple[bytes, bytes], name: str) -> bytes:
 
 
 def _no_config(store: ObjectStore) -> RepositoryDamagedError | RepositoryUnreachableError:
-    if any(True for _ in store.list("packs/")):
+    if any(True for _ in own_objects(store, "packs/")):
         return RepositoryDamagedError(
             f"The repository {store.location} has lost its object `config`; restore it from a copy."
         )

@@ -15,7 +15,7 @@ from atoll.repository.packs import (
     object_name,
     read_listing,
 )
-from atoll.repository.store import ObjectStore
+from atoll.repository.store import ObjectStore, own_objects
 
 
 class ChunkSource:
@@ -128,7 +128,7 @@ class ChunkSource:
 
     def _read_footers(self) -> None:
         indexed = {pack.name for pack in self.index.packs}
-        for info in self._store.list(PACKS):
+        for info in own_objects(self._store, PACKS):
             pack = info.name.rpartition("/")[2]
             if pack in indexed or pack in self._footers_read:
                 continue

@@ -12,7 +12,7 @@ from atoll.repository.chunks import NAME_BYTES
 from atoll.repository.keys import MasterKey
 from atoll.repository.packs import PackEntry, PackListing
 from atoll.repository.sealing import new_name, seal, unseal
-from atoll.repository.store import MissingObjectError, ObjectStore
+from atoll.repository.store import MissingObjectError, ObjectStore, own_objects
 
 INDEX = "index/"
 KIND = "IDX"
@@ -106,7 +106,7 @@ class Index:
         A sweep replaces segments, and what it took away must not be found again.
         """
         while True:
-            present = {info.name.removeprefix(INDEX) for info in store.list(INDEX)}
+            present = {info.name.removeprefix(INDEX) for info in own_objects(store, INDEX)}
             index = self if self._segments <= present else Index()
             index.damaged = {name: why for name, why in index.damaged.items() if name in present}
             try:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ from atoll.model.points import Evidence, RestorePoint
 from atoll.repository.keys import MasterKey
 from atoll.repository.records import from_json, to_json
 from atoll.repository.sealing import halves, new_name, seal, twice, unseal
-from atoll.repository.store import MissingObjectError, ObjectStore
+from atoll.repository.store import MissingObjectError, ObjectStore, own_objects
 
 POINTS, POINTS_KIND = "points/", "PTS"
 EVIDENCE, EVIDENCE_KIND = "evidence/", "EVD"
@@ -42,6 +43,7 @@ class PointLog:
         self._store = store
         self._master = master
         self._read: dict[str, Reading] = {}
+        self.lost: tuple[str, ...] = ()
 
     def append(self, points: Sequence[RestorePoint]) -> None:
         """Make the points visible, all at once or none."""
@@ -58,21 +60,37 @@ class PointLog:
         self._store.put(f"{EVIDENCE}{self._folder(point)}/{name}", [twice(sealed)])
 
     def points(self) -> list[RestorePoint]:
-        """All points, oldest first; RepositoryDamagedError if an object has no whole copy."""
+        """All points that can be read, oldest first; `lost` then names the objects that cannot."""
         found: dict[str, RestorePoint] = {}
+        lost: list[str] = []
         for name in self._names(POINTS):
             try:
                 reading = self.read(name)
             except MissingObjectError:
                 continue  # deleted since it was listed
+            except RepositoryDamagedError:
+                lost.append(name)
+                continue
             found.update((point.id, point) for point in reading.points)
+        self.lost = tuple(lost)
         return sorted(found.values(), key=lambda point: (point.created_at, point.id))
 
+    def every_point(self) -> list[RestorePoint]:
+        """All points, for whoever may not miss one; RepositoryDamagedError if one cannot be read."""
+        points = self.points()
+        if self.lost:
+            raise RepositoryDamagedError(
+                f"{self.lost[0]} is damaged, and which restore points it names is not known; restore "
+                "that object from a copy of the repository."
+            )
+        return points
+
     def evidence(self, point: str) -> list[Evidence]:
-        """A point's evidence, oldest first."""
-        found = []
+        """A point's evidence, oldest first; what of it is damaged counts as never given."""
+        found: list[Evidence] = []
         for name in self._names(f"{EVIDENCE}{self._folder(point)}/"):
-            found += [item.evidence for item in self.read(name).evidence if item.point == point]
+            with suppress(RepositoryDamagedError):
+                found += [item.evidence for item in self.read(name).evidence if item.point == point]
         return sorted(found, key=lambda item: item.proven_at)
 
     def read(self, name: str) -> Reading:
@@ -97,7 +115,7 @@ class PointLog:
         return f"{EVIDENCE}{self._folder(point)}/"
 
     def _names(self, prefix: str) -> list[str]:
-        return sorted(info.name for info in self._store.list(prefix))
+        return sorted(info.name for info in own_objects(self._store, prefix))
 
     def _folder(self, point: str) -> str:
         """A point's id tells the VM's name, so the folder is a keyed hash of it."""

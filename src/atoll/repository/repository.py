@@ -29,7 +29,7 @@ from atoll.repository.pages import ChunkTable
 from atoll.repository.points import PointLog, find_point
 from atoll.repository.reading import ImageReader
 from atoll.repository.session import Session
-from atoll.repository.store import ObjectStore
+from atoll.repository.store import ObjectStore, own_objects
 from atoll.repository.sweep import Leftovers, find_leftovers, rebuild_index, sweep
 from atoll.repository.verify import Verifier, VerifyReport
 
@@ -53,8 +53,8 @@ class RepositoryStats:
 class Repository:
     """A repository, open. Thread-safe; several processes may write at once.
 
-    The first `copy_disk` or `put_blob` begins a writing session, `commit` or
-    `close` ends it. What a session stored belongs to no restore point until it is
+    `begin` or the first `copy_disk` or `put_blob` begins a writing session,
+    `commit`, `abandon` or `close` ends it. What a session stored belongs to no restore point until it is
     committed and is removed by a later `sweep` if it never is. Reading needs no
     lock and no write access.
     """
@@ -98,7 +98,7 @@ class Repository:
     def close(self) -> None:
         """End the writing session, if any, and let go of the store. Twice is harmless."""
         with self._lock:
-            self._end_session()
+            self.abandon()
             self._store.close()
 
     def __enter__(self) -> Self:
@@ -121,6 +121,15 @@ class Repository:
     def key_id(self) -> str:
         """Names the key this repository was made with."""
         return self._config.key_id
+
+    def begin(self) -> None:
+        """Begin the writing session now, and so learn at once whether writing is possible."""
+        self._begin()
+
+    def abandon(self) -> None:
+        """End the writing session, if any; what it stored becomes a leftover. Twice is harmless."""
+        with self._lock:
+            self._end_session()
 
     def copy_disk(
         self,
@@ -202,15 +211,30 @@ class Repository:
                 self._end_session()
 
     def points(self) -> list[RestorePoint]:
-        """All restore points, oldest first."""
+        """All restore points that can be read, oldest first."""
         return self._log.points()
+
+    @property
+    def lost_points(self) -> Sequence[str]:
+        """Objects with restore points that the last `points` could not read; `verify` says more."""
+        return self._log.lost
 
     def find(self, reference: str) -> RestorePoint:
         """The point named by `VM`, `VM@latest`, `VM@ID`, an id, or the beginning of one.
 
-        UnknownPointError, which names what there is, if none or several match.
+        UnknownPointError, which names what there is, if none or several match;
+        RepositoryDamagedError if none does and some points cannot be read.
         """
-        return find_point(self.points(), reference)
+        points = self.points()
+        try:
+            return find_point(points, reference)
+        except UnknownPointError as error:
+            if self._log.lost:
+                raise RepositoryDamagedError(
+                    f"{reference!r} is not among the restore points that can be read, and "
+                    f"{len(self._log.lost)} objects with others are damaged; run `atoll verify`."
+                ) from error
+            raise
 
     def open_disk(self, image: DiskImage) -> BlockReader:
         """Read a disk of a restore point at random.
@@ -251,7 +275,8 @@ class Repository:
         """How much there is."""
         points = self.points()
         sizes = {
-            folder: [info.size_bytes for info in self._store.list(folder)] for folder in _FOLDERS
+            folder: [info.size_bytes for info in own_objects(self._store, folder)]
+            for folder in _FOLDERS
         }
         return RepositoryStats(
             location=self._store.location,

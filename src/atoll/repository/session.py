@@ -11,8 +11,15 @@ from atoll.repository.chunks import ChunkCodec, PackedChunk
 from atoll.repository.fetch import ChunkSource
 from atoll.repository.index import write_segment
 from atoll.repository.keys import MasterKey
-from atoll.repository.packs import PACK_BYTES, OpenPack, PackKeys, PackListing, object_name
-from atoll.repository.store import Buffer, ObjectStore, StoreLock
+from atoll.repository.packs import (
+    PACK_BYTES,
+    PACKS,
+    OpenPack,
+    PackKeys,
+    PackListing,
+    object_name,
+)
+from atoll.repository.store import Buffer, ObjectStore, StoreLock, own_objects
 
 PACKS_PER_SEGMENT = 64
 _PACKS_IN_FLIGHT = 2
@@ -59,7 +66,13 @@ class Session:
         """Roots of disks and blobs (hex) that this session stored or found stored."""
         self._store_lock: StoreLock = store.lock(exclusive=False)
         try:
-            source.refresh()  # under the lock: nothing found from here on will be swept
+            index = source.refresh()  # under the lock: nothing found from here on will be swept
+            whole = {
+                info.name.rpartition("/")[2]: info.size_bytes for info in own_objects(store, PACKS)
+            }
+            self._gone = {
+                pack.name for pack in index.packs if whole.get(pack.name) != pack.size_bytes
+            }
         except BaseException:
             self._store_lock.release()
             raise
@@ -70,11 +83,17 @@ class Session:
         mine = object()
         if self._promised.setdefault(name, mine) is not mine:
             return False
-        if name in self._source.index:
+        if self._is_stored(name):
             # Left in the dictionary it would answer faster and cost memory without bound.
             self._promised.pop(name, None)
             return False
         return True
+
+    def _is_stored(self, name: bytes) -> bool:
+        """Whether the chunk is in a pack that is there; what a lost pack held is stored again."""
+        if not self._gone:
+            return name in self._source.index
+        return any(place.pack not in self._gone for place in self._source.index.locations(name))
 
     def store(self, name: bytes, chunk: PackedChunk) -> int:
         """Seal a promised chunk into the open pack; returns the bytes added."""

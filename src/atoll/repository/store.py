@@ -1,5 +1,6 @@
 """What the repository asks of the place that keeps its objects."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,6 +8,7 @@ from typing import Protocol
 from atoll.model.errors import RepositoryDamagedError
 
 Buffer = bytes | bytearray | memoryview
+_OWN = re.compile(r"[0-9a-f]{32}")
 
 
 class MissingObjectError(RepositoryDamagedError):
@@ -82,3 +84,13 @@ class ObjectStore(Protocol):
     def close(self) -> None:
         """Let go of what is held. Closing twice is harmless."""
         ...
+
+
+def own_objects(store: ObjectStore, folder: str) -> Iterator[ObjectInfo]:
+    """What lies in a folder and can be ours, being named by 32 hex digits.
+
+    File servers and their users leave things of their own among our files.
+    """
+    for info in store.list(folder):
+        if _OWN.fullmatch(info.name.rpartition("/")[2]):
+            yield info

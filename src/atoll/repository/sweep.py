@@ -10,7 +10,7 @@ from atoll.repository.keys import MasterKey
 from atoll.repository.packs import PACKS, PackKeys, PackListing, object_name, read_listing
 from atoll.repository.points import PointLog
 from atoll.repository.reach import reached
-from atoll.repository.store import ObjectInfo, ObjectStore
+from atoll.repository.store import ObjectInfo, ObjectStore, own_objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def find_leftovers(
     RepositoryDamagedError if a point, a page or an index segment cannot be read:
     what is needed cannot be known then.
     """
-    points = PointLog(store, master).points()
+    points = PointLog(store, master).every_point()
     index = source.refresh()
     if index.damaged:
         raise RepositoryDamagedError(
@@ -53,7 +53,9 @@ def find_leftovers(
             "rebuild the index and verify the repository first."
         )
     used = {place.pack for name in needed for place in index.locations(name)}
-    packs = tuple(info for info in store.list(PACKS) if info.name.rpartition("/")[2] not in used)
+    packs = tuple(
+        info for info in own_objects(store, PACKS) if info.name.rpartition("/")[2] not in used
+    )
     return Leftovers(tuple(store.temporaries()), packs)
 
 
@@ -93,7 +95,7 @@ def rebuild_index(
     indexed = {pack.name for pack in index.packs}
     listings: list[PackListing] = []
     unreadable = False
-    for info in store.list(PACKS):
+    for info in own_objects(store, PACKS):
         pack = info.name.rpartition("/")[2]
         if pack in indexed:
             continue

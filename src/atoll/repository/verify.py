@@ -24,7 +24,7 @@ from atoll.repository.packs import (
 )
 from atoll.repository.points import EVIDENCE, POINTS, PointLog
 from atoll.repository.reach import DamageSearch, spoiled
-from atoll.repository.store import MissingObjectError, ObjectStore
+from atoll.repository.store import MissingObjectError, ObjectStore, own_objects
 
 _PACKS_AHEAD = 3  # each is held whole
 
@@ -102,7 +102,7 @@ class Verifier:
         points = self._check_log()
         self._check_settings({point.id for point in points})
         index = self._source.refresh()
-        self._count(sum(info.size_bytes for info in self._store.list(INDEX)))
+        self._count(sum(info.size_bytes for info in own_objects(self._store, INDEX)))
         unindexed = self._check_packs(index.by_pack())
         self._check_index(index, unindexed)
         self._trace(points)
@@ -142,19 +142,20 @@ class Verifier:
                 point for point in points if name.startswith(self._log.folder_of(point))
             )
         for prefix in (POINTS, EVIDENCE):
-            self._count(sum(info.size_bytes for info in self._store.list(prefix)))
+            self._count(sum(info.size_bytes for info in own_objects(self._store, prefix)))
         return list(points.values())
 
     def _check_settings(self, everyone: set[str]) -> None:
         for name, detail in damaged_copies(self._store, self._master):
             self._finding(name, detail).points.update(everyone)
         self._count(len(self._store.get(CONFIG)))
-        self._count(sum(info.size_bytes for info in self._store.list(KEYS)))
+        self._count(sum(info.size_bytes for info in own_objects(self._store, KEYS)))
 
     def _check_packs(self, indexed: dict[str, Rows]) -> dict[str, tuple[PackEntry, ...]]:
         """Read all packs; returns what those hold that the index does not list."""
         present = {
-            info.name.rpartition("/")[2]: info.size_bytes for info in self._store.list(PACKS)
+            info.name.rpartition("/")[2]: info.size_bytes
+            for info in own_objects(self._store, PACKS)
         }
         for pack in sorted(indexed.keys() - present.keys()):
             self._blame(object_name(pack), "it is missing", entries(indexed[pack]), lost=True)

@@ -140,17 +140,50 @@ def test_truncated_objects_are_found(two_points: Repository, place: Path, key: K
         path.write_bytes(good)
 
 
-def test_both_copies_of_a_commit_broken_is_said_and_not_taken_for_no_points(
+def test_a_lost_commit_is_told_and_leaves_the_other_points_usable(
     two_points: Repository, place: Path, key: KeyFile
 ) -> None:
+    before = {each.id for each in two_points.points()}
     path = _objects(place, "points")[0]
     path.write_bytes(bytes(path.stat().st_size))
     with Repository.open(place, key) as opened:
-        with pytest.raises(RepositoryDamagedError, match="Both copies"):
-            opened.points()
+        (left,) = opened.points()
+        assert opened.lost_points == (str(path.relative_to(place)),)
+        opened.open_disk(opened.find(left.id).disks[0]).read(0, 1)
+        (gone,) = before - {left.id}
+        with pytest.raises(RepositoryDamagedError, match="damaged; run `atoll verify`"):
+            opened.find(gone)
+        assert opened.stats().points == 1
         assert opened.verify().damaged[0].object == str(path.relative_to(place))
         with pytest.raises(RepositoryDamagedError):
             opened.sweep()
+
+
+def test_what_a_lost_pack_held_is_stored_again_by_the_next_full_backup(
+    place: Path, key: KeyFile, repository: Repository
+) -> None:
+    data = noise(7, 6 * CHUNK)
+    repository.commit([point("p1", image(repository.copy_disk(MemoryDisk(data))))])
+    for pack in _objects(place, "packs"):
+        pack.unlink()
+    with Repository.open(place, key) as opened:
+        again = image(opened.copy_disk(MemoryDisk(data)))
+        opened.commit([point("p2", again)])
+        assert opened.open_disk(again).read(0, len(data)) == data
+
+
+def test_what_a_file_server_leaves_among_the_files_is_passed_over(
+    two_points: Repository, place: Path, key: KeyFile
+) -> None:
+    for folder in ("points", "index", "packs", "evidence"):
+        (place / folder).mkdir(exist_ok=True)
+        for name in (".DS_Store", "note.txt", "@eaDir"):
+            (place / folder / name).write_text("not ours")
+    with Repository.open(place, key) as opened:
+        assert len(opened.points()) == 2
+        assert opened.verify().damaged == ()
+        opened.sweep()
+        opened.commit([point("p3", image(opened.copy_disk(MemoryDisk(noise(8, CHUNK)))))])
 
 
 def test_a_second_copy_of_a_chunk_serves_when_the_first_is_damaged(
