@@ -1,5 +1,6 @@
 """A btrfs in a sparse file behind a loop device: the lab's disks for the embedded engine."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -19,8 +20,8 @@ def create_loop_pool(directory: Path, size_bytes: int) -> Path:
     image = directory / _IMAGE
     if not image.exists():
         fresh = image.with_suffix(".new")
-        with fresh.open("wb") as file:
-            file.truncate(size_bytes)
+        fresh.touch(mode=0o600)
+        os.truncate(fresh, size_bytes)
         _run("mkfs.btrfs", "-q", "-f", str(fresh))
         fresh.rename(image)
     return mount(directory)
@@ -53,6 +54,8 @@ def destroy(directory: Path) -> None:
     try:
         unmount(directory)
     except StorageUnreachableError:
+        if not mountpoint.is_mount():
+            raise
         # Out of sight at once; gone, with its loop device, when its last user is.
         _run("umount", "--lazy", str(mountpoint))
         unmount(directory)

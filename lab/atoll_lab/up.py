@@ -41,7 +41,8 @@ def bring_up(where: Places, say: Say) -> None:
     """Stand the lab up, or start what of it has stopped."""
     if os.geteuid() != 0:
         raise ConfigurationError("A lab needs root: it makes loop devices and mounts a pool.")
-    where.root.mkdir(parents=True, exist_ok=True)
+    where.root.parent.mkdir(parents=True, exist_ok=True)
+    where.root.mkdir(mode=0o700, exist_ok=True)
     record = read_record(where) or _new_record(where)
     _write_settings(where)
     say("storage pool")

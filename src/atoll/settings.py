@@ -2,10 +2,18 @@
 
 import os
 import tomllib
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyAddress,
+    ValidationError,
+    model_validator,
+)
 
 from atoll.model.errors import ConfigurationError
 
@@ -17,23 +25,30 @@ class _Section(BaseModel):
 
 
 class VCenterSection(_Section):
-    """Where vCenter is and who Atoll is there. The password is the first line of `password_file`."""
+    """Where vCenter is and who Atoll is there. The password is the first line of `password_file`.
+
+    The certificate is checked against `ca_file`, or is the one whose SHA-256
+    is `thumbprint`, or else against the system's authorities.
+    """
 
     host: str
     port: int = 443
     user: str
     password_file: Path
     ca_file: Path | None = None
+    thumbprint: str | None = None
 
 
 class StorageSection(_Section):
-    """A storage system. `root` is the embedded engine's pool directory."""
+    """A storage system. `root` is the embedded engine's pool directory, `portal_address` the one
+    of this machine's addresses that hosts reach its LUNs at."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")
     driver: Literal["embedded"]
     root: Path
     reserve_bytes: int = Field(default=1 << 30, ge=0)
     durability: Literal["cache", "disk"] = "disk"
+    portal_address: IPvAnyAddress = IPv4Address("127.0.0.1")
 
 
 class RepositorySection(_Section):

@@ -60,6 +60,7 @@ def open_engine(settings: Settings) -> StorageEngine:
     return EmbeddedEngine(
         system.name,
         system.root,
+        portal_address=str(system.portal_address),
         reserve_bytes=system.reserve_bytes,
         durability=system.durability,
     )
@@ -75,6 +76,7 @@ def open_vcenter(settings: Settings) -> VCenter:
             user=vcenter.user,
             password=read_secret(vcenter.password_file),
             ca_file=vcenter.ca_file,
+            thumbprint=vcenter.thumbprint,
         )
     )
 

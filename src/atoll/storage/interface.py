@@ -51,6 +51,10 @@ class StorageEngine(Protocol):
         """Remove a LUN; StorageConflictError while presented."""
         ...
 
+    def require_room(self, group: str) -> None:
+        """Raise PoolFullError when `snapshot_group` would now, so that nobody is held for nothing."""
+        ...
+
     def snapshot_group(self, group: str, name: str) -> GroupSnapshot:
         """Snapshot all LUNs of a group at one instant.
 

@@ -296,6 +296,9 @@ def test_a_pool_below_its_reserve_refuses_before_anything(storage: Storage) -> N
     engine.create_group(group)
     engine.create_lun(group, "a", SIZE)
     full = storage.full()
+    engine.require_room(group)
+    with pytest.raises(PoolFullError):
+        full.require_room(group)
     with pytest.raises(PoolFullError):
         full.snapshot_group(group, "s")
     with pytest.raises(PoolFullError):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import threading
 from pathlib import Path
 
@@ -45,6 +46,17 @@ def test_creating_a_pool_again_keeps_it(pool: Path, engine: EmbeddedEngine) -> N
     assert [group.name for group in engine.groups()] == ["g"]
     with pytest.raises(StorageConflictError):
         create_pool(pool, "another")
+
+
+def test_guests_disks_are_nobody_elses_business(pool: Path, engine: EmbeddedEngine) -> None:
+    engine.create_group("g")
+    engine.create_lun("g", "a", 16 * MIB)
+    engine.snapshot_group("g", "s")
+    images = list(pool.rglob("*.img"))
+    assert len(images) == 2
+    assert {stat.S_IMODE(image.stat().st_mode) for image in images} == {0o600}
+    for part in ("groups", "snapshots"):
+        assert stat.S_IMODE((pool / part).stat().st_mode) == 0o700
 
 
 def test_unmounting_mounting_and_destroying(tmp_path: Path) -> None:
@@ -107,12 +119,27 @@ def test_a_killed_daemon_comes_back_the_same(engine: EmbeddedEngine) -> None:
     with process:
         process.signal(signal.SIGKILL)
         assert process.ended(60)
-    assert engine.snapshot_group("g", "s").pause_seconds == 0  # nobody to hold still
+    # It may only be out of sight, and then nothing would hold its writes back.
+    with pytest.raises(StorageUnreachableError, match="atoll cleanup"):
+        engine.snapshot_group("g", "s")
     assert len(engine.reconcile()) == 3
+    assert engine.snapshot_group("g", "s").pause_seconds > 0
     assert engine.presentations() == shown
     with connect(shown[0].portals[0]) as session:
         assert session.inquiry().naa == lun.naa
     assert engine.reconcile() == []
+
+
+def test_luns_in_use_are_never_moved_to_another_address(
+    pool: Path, engine: EmbeddedEngine
+) -> None:
+    engine.create_group("g")
+    engine.create_lun("g", "a", 16 * MIB)
+    with connect(engine.present("g", "a", [HOST]).portals[0]) as session:
+        moved = EmbeddedEngine(pool.name, pool, reserve_bytes=MIB, portal_address="127.0.0.2")
+        with pytest.raises(StorageConflictError, match=r"served at 127\.0\.0\.1:"):
+            moved.reconcile()
+        session.write(0, b"kept" * 128)
 
 
 def test_two_pools_serve_side_by_side(btrfs_mount: Path, engine: EmbeddedEngine) -> None:

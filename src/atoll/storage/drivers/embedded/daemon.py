@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from atoll.model.errors import StorageUnreachableError
+from atoll.model.errors import StorageConflictError, StorageUnreachableError
 from atoll.storage.drivers.embedded.identity import Identity
 from atoll.storage.drivers.embedded.process import TargetProcess, find_process
 from atoll.storage.drivers.embedded.tgt_socket import (
@@ -75,12 +75,20 @@ class GroupDaemon:
         """Start it unless it serves that port, and wait until it answers; whether it was started.
 
         StorageUnreachableError when it ends or cannot listen, as when the port is
-        taken; the end of its log is then quoted.
+        taken; the end of its log is then quoted. StorageConflictError when it
+        serves another address: hosts may be using that one.
         """
         portal = f"{self._address}:{port}"
         if self._running():
-            if portal in self._socket.portals():
+            served = self._socket.portals()
+            if portal in served:
                 return False
+            elsewhere = [each for each in served if each.endswith(f":{port}")]
+            if elsewhere:
+                raise StorageConflictError(
+                    f"LUNs are served at {elsewhere[0]} and the settings say {portal}; correct "
+                    "portal_address, or withdraw the LUNs before you move them."
+                )
             self.stop()
         self._child = self._spawn(portal)
         deadline = time.monotonic() + _PATIENCE_SECONDS

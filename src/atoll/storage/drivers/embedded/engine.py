@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
-from atoll.model.errors import PoolFullError, StorageConflictError
+from atoll.model.errors import PoolFullError, StorageConflictError, StorageUnreachableError
 from atoll.model.extents import Extent
 from atoll.model.readers import BlockReader
 from atoll.model.storage import GroupSnapshot, Lun, LunGroup, PoolCapacity, Presentation
@@ -116,7 +116,8 @@ class EmbeddedEngine:
             if self._catalogue.lun_record(group, lun) is None:
                 self._require_room()
                 making(path).unlink(missing_ok=True)
-                with making(path).open("xb") as image:
+                making(path).touch(mode=0o600, exist_ok=False)
+                with making(path).open("r+b") as image:
                     os.ftruncate(image.fileno(), size_bytes)
                     os.fsync(image.fileno())
                 self._records.add_lun(LunRecord(group, lun, uuid4()))
@@ -157,6 +158,11 @@ class EmbeddedEngine:
             settle(path)
             self._records.remove_lun(group, lun, self._pool.relative(path))
             self._repair.finish_removals(group)
+
+    def require_room(self, group: str) -> None:
+        """Refuse when the pool is below its reserve, whatever the group."""
+        with pool_errors(f"measure the pool at {self._pool.root}"):
+            self._require_room()
 
     def snapshot_group(self, group: str, name: str) -> GroupSnapshot:
         """Snapshot all LUNs of a group at one instant, its tgtd held still meanwhile."""
@@ -296,6 +302,11 @@ class EmbeddedEngine:
         take = partial(btrfs.snapshot, self._pool.group(group), path, read_only=True)
         try:
             with self._exports.process(group) or nullcontext() as process:
+                if process is None and self._records.presented(group):
+                    raise StorageUnreachableError(
+                        f"The iSCSI daemon of LUN group {group} is not found, so its writes cannot be "
+                        "held back and no snapshot was taken; `atoll cleanup` starts it again."
+                    )
                 times = while_held(process, take)
         except BarrierBrokenError:
             self._repair.discard(path)

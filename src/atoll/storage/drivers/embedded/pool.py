@@ -131,7 +131,8 @@ def create_pool(root: Path, name: str) -> None:
         return
     with pool_errors(f"create a pool at {root}"):
         for part in ("groups", "snapshots"):
-            (root / part).mkdir(exist_ok=True)
+            # Every guest's disks lie below, with all their secrets.
+            (root / part).mkdir(mode=0o700, exist_ok=True)
         Records(root / "records.sqlite").create()
         fresh = marker.with_name(f"{_MARKER}.new")
         with fresh.open("w") as file:
