@@ -60,7 +60,9 @@ def test_a_directory_that_is_no_pool_is_not_taken_for_an_empty_one(
 
 def test_a_pool_too_full_for_a_snapshot(lab: LiveLab, points: Standing) -> None:
     settings = lab.settings("full", {"storage.reserve_bytes": 1 << 50})
-    refused(lab, points, lab.run("backup", *VMS, settings=settings), 13, "free|room|full")
+    outcome = lab.run("backup", *VMS, settings=settings)
+    refused(lab, points, outcome, 13, "free|room|full")
+    assert "guests held" not in outcome.err, "nobody is held for nothing"
 
 
 def test_a_vm_nobody_knows(lab: LiveLab, points: Standing) -> None:

@@ -19,6 +19,7 @@ _LABEL_SECTORS = 4
 _MAX_AREAS = 16
 _MAX_TEXT_BYTES = 16 << 20
 _MAX_SEGMENTS = 1 << 18
+_MAX_HASHES = 16
 _MDA_HEADER_BYTES = 512
 _MDA_MAGIC = b" LVM2 x[5A%r0N*>"
 _FIRST_LOCATION = 40
@@ -124,6 +125,8 @@ def logical_volumes(volumes: Sequence[PhysicalVolume]) -> list[LogicalVolume]:
 
 
 def _groups(text: str) -> list[tuple[str, Mapping[str, object]]]:
+    if any(line.count("#") > _MAX_HASHES for line in text.splitlines()):
+        return []  # the parser tries every one of them as a comment, to the end of the line
     try:
         parsed = parse_metadata(text)
     except (ValueError, SyntaxError, KeyError, IndexError, TypeError, RecursionError, MemoryError):

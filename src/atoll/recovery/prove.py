@@ -44,6 +44,8 @@ def prove(
     with open_sandbox(given, workdir, limits or SandboxLimits()) as sandbox:
         trial = _Trial(sandbox, expected, agent_expected=point.proof.hold is not None)
         trial.binding = point.proof.consistency is Consistency.APP
+        if point.proof.hold is not None and point.proof.consistency is not Consistency.CRASH:
+            trial.frozen = frozenset(point.proof.hold.filesystems)
         trial.run(timeout_seconds)
         return trial.evidence()
 
@@ -63,6 +65,8 @@ class _Trial:
         self._failure = ""
         # Whether the hold was unbroken, so that a witness must answer as it did then.
         self.binding = False
+        # File systems that were frozen clean, whose journals must hold nothing to replay.
+        self.frozen: frozenset[str] = frozenset()
 
     def run(self, timeout_seconds: float) -> None:
         """Ask until all is well, the guest is off or the time is over."""
@@ -121,7 +125,10 @@ class _Trial:
         return bool(self._failure)
 
     def _contradiction(self, testimony: Testimony) -> str:
-        """An app-consistent point whose database tells another story than when it was held."""
+        """A point whose guest tells another story than when it was held."""
+        for filesystem in testimony.filesystems:
+            if filesystem.recovered and filesystem.mount in self.frozen:
+                return f"The journal of {filesystem.mount} was replayed although it was frozen clean."
         for one in testimony.applications if self.binding else ():
             held = self._expected.get((one.kind, one.name))
             if held is None or not held.held:

@@ -10,6 +10,7 @@ from atoll.director.plan import make_plan
 from atoll.guests.interface import GuestAgent
 from atoll.island.copy import copy_vm, opened
 from atoll.model.errors import AgentUnavailableError, AtollError
+from atoll.model.inventory import Inventory
 from atoll.model.plan import Plan
 from atoll.model.points import RestorePoint
 from atoll.model.progress import Progress
@@ -64,6 +65,8 @@ def back_up(
         plan = make_plan(run, names, inventory, engine.groups(), agents.keys())
         if not site.hold.accept_less:
             _require_agents(plan)
+        engine.require_room(plan.group)
+        repository.begin()
         snapshot = prefix + run
         journal.begin(
             RunRecord(
@@ -85,10 +88,8 @@ def back_up(
         copy_seconds = time.monotonic() - started
         progress.stage("", "retire")
         try:
-            # A VM that is gone has no next increment, and its snapshot would only grow.
-            present = {vm.instance_uuid for vm in inventory.vms}
-            wanted = [point for point in (*points, *made) if point.instance_uuid in present]
-            retired = retire_snapshots(engine, prefix, wanted)
+            present = [point for point in (*points, *made) if _is_present(point, inventory)]
+            retired = retire_snapshots(engine, prefix, present)
             journal.end(run)
         except AtollError as error:
             # The points are there; what could not be tidied the next run tidies.
@@ -107,6 +108,15 @@ def back_up(
     )
 
 
+def _is_present(point: RestorePoint, inventory: Inventory) -> bool:
+    """Whether vCenter has the point's VM: one that is gone would only let its snapshot grow.
+
+    One that is left out for the moment may be back at the next run.
+    """
+    present = any(vm.instance_uuid == point.instance_uuid for vm in inventory.vms)
+    return present or any(vm.name == point.vm for vm in inventory.left_out)
+
+
 def _undo(
     engine: StorageEngine,
     journal: Journal,
@@ -117,6 +127,7 @@ def _undo(
     cause: BaseException,
 ) -> None:
     """Leave nothing of a run that failed; what cannot be undone now the next start clears."""
+    repository.abandon()
     try:
         # Cut off inside the commit, the points may be there all the same, and need their snapshot.
         if not any(point.run == run for point in repository.points()):

@@ -3,6 +3,7 @@
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -28,17 +29,34 @@ def prove_point(site: Site, reference: str, timeout_seconds: float, progress: Pr
     with ExitStack() as stack:
         # Short names: a UNIX socket's path has 107 bytes.
         sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atoll-nbd-")))
-        disks = []
+        disks, exports = [], []
         for number, image in enumerate(point.disks):
             reader = repository.open_disk(image)
             stack.callback(reader.close)
-            uri = stack.enter_context(NbdExport(reader, sockets / f"{number}.sock"))
-            disks.append((image.label, uri))
+            export = NbdExport(reader, sockets / f"{number}.sock")
+            exports.append(export)
+            disks.append((image.label, stack.enter_context(export)))
         evidence = prove(
             point, disks, timeout_seconds, site.work_directory, progress, limits_of(point.vmx)
         )
+        evidence = spoilt(evidence, [error for export in exports for error in export.read_errors])
     repository.add_evidence(point.id, evidence)
     return evidence
+
+
+def spoilt(evidence: Evidence, errors: Sequence[Exception]) -> Evidence:
+    """The evidence, failed if the guest could not read all that it asked for.
+
+    A database that happens not to need the lost bytes answers all the same.
+    """
+    if not errors:
+        return evidence
+    return replace(
+        evidence,
+        passed=False,
+        summary=f"{len(errors)} reads of the restore point's disks failed, the first with: {errors[0]}",
+        facts={**evidence.facts, "read_errors": len(errors)},
+    )
 
 
 def limits_of(vmx: str) -> SandboxLimits:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from atoll.blocks import lvm2
 from atoll.blocks.extent_map import DiskMap
 from atoll.blocks.partitions import (
     FIRST_LOGICAL_VOLUME,
@@ -263,3 +264,8 @@ def test_damaged_text_means_no_logical_volumes(memory: type) -> None:
         found = partitions(memory(_physical_volume(text)))
         assert (found[0].number, found[0].kind) == (0, "whole")
         assert all(not p.segments for p in found[1:])
+
+
+def test_a_text_made_to_keep_its_parser_busy_describes_nothing():
+    """Each # is tried as the beginning of a comment, to the end of its line: time squared."""
+    assert lvm2._groups("#" * 100_000 + '"') == []

@@ -40,8 +40,8 @@ def application(**changes):
     } | changes
 
 
-def result(*applications):
-    root = {"mount": "/", "source": "/dev/vda1", "fstype": "ext4", "recovered": True}
+def result(*applications, recovered=False):
+    root = {"mount": "/", "source": "/dev/vda1", "fstype": "ext4", "recovered": recovered}
     data = {"mount": "/data", "source": "/dev/vdb", "fstype": "ext4", "recovered": False}
     return {
         "guest_time": 1.0,
@@ -127,9 +127,17 @@ def test_a_database_that_answers_proves_the_point(tmp_path, sandbox):
     assert facts["wal_replayed_bytes"] == 8192
     assert facts["repair_ran"] is False
     assert facts["filesystems"] == "/, /data"
-    assert facts["filesystems_recovered"] == "/"
+    assert facts["filesystems_recovered"] == ""
     assert facts["postgresql 15/main: witness_as_held"] is True
     assert "serial_tail" not in facts
+
+
+def test_a_journal_replayed_on_what_was_frozen_clean_fails_the_test(tmp_path, sandbox):
+    sandbox(results=[result(application(), recovered=True)])
+    evidence = run(tmp_path)
+    assert not evidence.passed
+    assert evidence.summary == "The journal of / was replayed although it was frozen clean."
+    assert evidence.facts["filesystems_recovered"] == "/"
 
 
 def test_it_waits_until_the_database_has_recovered(tmp_path, sandbox):

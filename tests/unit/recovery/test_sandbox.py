@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -101,6 +103,8 @@ def sleeper():
     """A process under the name of an abandoned sandbox."""
     program = "import time; time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", program, "-name", "atoll-sandbox-left"])
+    while b"-left" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+        time.sleep(0.01)  # between exec and its first instruction a process has no command line
     yield process
     process.kill()
     process.wait()
