@@ -1,7 +1,10 @@
 """Taking a lab down: guests, vCenter, storage, files. Safe to repeat, and after any crash."""
 
+import os
 import shutil
+import signal
 from contextlib import suppress
+from pathlib import Path
 
 from atoll.model.errors import AtollError
 from atoll.service.journal import Journal
@@ -39,11 +42,16 @@ def _take_down(where: Places) -> None:
 
 
 def stop_vcenter(where: Places) -> None:
-    """End the simulator if it runs."""
+    """End the simulator if it runs, also one that does not answer."""
+    control = Control(where.vcenter)
     try:
-        Control(where.vcenter).shutdown()
+        control.shutdown()
     except ControlError:
-        return
+        with suppress(ControlError, OSError):
+            pid = control.endpoint().pid
+            # The number may be somebody else's by now.
+            if os.fsencode(where.vcenter) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
 
 
 def stop_storage(where: Places) -> None:

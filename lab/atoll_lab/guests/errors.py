@@ -1,9 +1,9 @@
 """What can go wrong with a lab guest."""
 
-from atoll.model.errors import AtollError
+from atoll_lab.errors import LabError
 
 
-class LabGuestError(AtollError):
+class LabGuestError(LabError):
     """A lab guest could not be built, started, reached or stopped."""
 
     code = "lab-guest"

@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from atoll_lab.errors import LabError
+
 SOCKET = "control.sock"
 ENDPOINT = "endpoint.json"
 _TIMEOUT_SECONDS = 120.0
 
 
-class ControlError(Exception):
+class ControlError(LabError):
     """The simulator refused or does not run; the message says why."""
 
 

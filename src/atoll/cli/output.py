@@ -15,9 +15,17 @@ from rich.text import Text
 _PIPE_COLUMNS = 160
 """Width of tables that go to a file or a pipe, where no terminal sets a limit."""
 
-# No markup: names come from guests and from vCenter.
-out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
-err = Console(
+
+class _Plain(Console):
+    """Prints text as it is, never as markup or control sequences: guests and vCenter name things."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        shown = (printable(item) if isinstance(item, str) else item for item in objects)
+        super().print(*shown, **options)
+
+
+out = _Plain(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
+err = _Plain(
     stderr=True,
     highlight=False,
     markup=False,

@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from atoll.cli.output import err, seconds, size
+from atoll.cli.output import err, printable, seconds, size
 
 _SAYS = {
     "plan": "planning",
@@ -85,7 +85,7 @@ class LiveProgress:
             if self._live:
                 self._draw(vm, said, total_bytes)
             else:
-                sys.stderr.write(f"{vm or 'group'}: {said}\n")
+                sys.stderr.write(printable(f"{vm or 'group'}: {said}\n"))
 
     def advance(self, vm: str, done_bytes: int) -> None:
         """Fill the VM's bar."""
