@@ -11,6 +11,9 @@ from atoll.cli.progress import LiveProgress
 from atoll.cli.restored import browsing, pick_disk
 from atoll.recovery.disks import restore_disk
 
+INCOMPLETE = 5
+"""Exit status of a restore that brought files back, but not all."""
+
 app = typer.Typer(help="Bring files or disks back.", no_args_is_help=True)
 
 
@@ -20,17 +23,31 @@ def restore_file(
     path: Annotated[str, typer.Argument(help="File or directory inside the guest.")],
     target: Annotated[Path, typer.Argument(help="Directory to restore into.")],
     overwrite: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+    keep_privileges: Annotated[
+        bool,
+        typer.Option(
+            "--keep-privileges",
+            help="Keep set-user-ID, set-group-ID and capabilities, which count on this machine.",
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Restore a file or a tree with owners, modes, times, links, ACLs and attributes."""
+    """Restore a file or a tree with owners, modes, times, links, ACLs and attributes.
+
+    Exit status 5 means that files were restored, but not all; each one missing
+    is named.
+    """
     with browsing(context.site(), reference) as browser:
-        report = browser.restore(path, target, overwrite=overwrite)
+        report = browser.restore(path, target, overwrite=overwrite, keep_privileges=keep_privileges)
     if json:
         as_json(report)
-        return
-    out.print(f"Restored {report.files} files, {size(report.bytes)}, into {target}.")
-    for lost in report.not_kept:
-        err.print(f"not kept: {lost}", style="yellow")
+    else:
+        out.print(f"Restored {report.files} files, {size(report.bytes)}, into {target}.")
+        for lost in report.not_kept:
+            err.print(f"not kept: {lost}", style="yellow")
+    if report.missing:
+        err.print(f"missing: {report.missing} of what was asked for", style="red")
+        raise typer.Exit(INCOMPLETE)
 
 
 @app.command("disk")

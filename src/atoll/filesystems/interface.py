@@ -63,10 +63,14 @@ class Data(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """Something below `path` cannot be read, and why; the rest can."""
+    """Something at or below `path` cannot be read, and why; the rest can.
+
+    `attributes_only`: what is at `path` is whole but for its extended attributes.
+    """
 
     path: str
     reason: str
+    attributes_only: bool = False
 
 
 class FileSystem(Protocol):

@@ -27,6 +27,8 @@ PARSERS = {
     "ext4": ("atoll.filesystems.ext4", "open_volume"),
 }
 _BATCH_ENTRIES = 128
+_BATCH_BYTES = 1 << 20
+_MAX_ROW_BYTES = wire.MAX_FRAME_BYTES - 2 * _BATCH_BYTES
 _CPU_PER_FRAME_SECONDS = 120.0
 _CACHE_BLOCK_BYTES = 128 << 10
 _CACHE_BLOCKS = 256
@@ -132,25 +134,38 @@ def _records(volume: Volume, verb: str, path: str) -> Iterator[Entry | Data | Fa
 
 
 def _answer(channel: Channel, volume: Volume, verb: str, path: str) -> None:
-    batch: list[list[object]] = []
+    batch: list[bytes] = []
+    size = 0
 
     def flush() -> None:
+        nonlocal size
         if batch:
-            channel.send(Kind.ENTRIES, json.dumps(batch).encode())
+            channel.send(Kind.ENTRIES, b"[" + b",".join(batch) + b"]")
             batch.clear()
+            size = 0
+
+    def fault(about: Fault) -> None:
+        channel.send(Kind.FAULT, json.dumps(about).encode())
 
     for record in _records(volume, verb, path):
         if isinstance(record, Entry):
-            batch.append(wire.encode_entry(record))
-            # Attributes can be large; a batch must stay far below the limit of a frame.
-            if len(batch) >= _BATCH_ENTRIES or record.xattrs:
+            row = json.dumps(wire.encode_entry(record)).encode()
+            too_large = len(row) > _MAX_ROW_BYTES
+            if too_large:  # a hundred attributes of 64 KiB are possible, and fit no frame
+                row = json.dumps(wire.encode_entry(replace(record, xattrs=()))).encode()
+            batch.append(row)
+            size += len(row)
+            # Names and attributes can be large; a batch must stay below the limit of a frame.
+            if len(batch) >= _BATCH_ENTRIES or size >= _BATCH_BYTES or too_large:
                 flush()
+            if too_large:
+                fault(Fault(record.path, "the attributes are too large together", True))
         else:
             flush()
             if isinstance(record, Data):
                 channel.send(Kind.DATA, wire.encode_data(record))
             else:
-                channel.send(Kind.FAULT, json.dumps(record).encode())
+                fault(record)
     flush()
     channel.send(Kind.END)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from atoll.filesystems.interface import Data, Entry, EntryKind, Fault, Volume
+from atoll.filesystems.wire import MAX_TEXT_CHARACTERS, printable
 from atoll.model.errors import NotFoundInPointError, UnsupportedFormatError
 
 _MAX_DEPTH = 1000
@@ -41,7 +42,7 @@ def walk(volume: Volume, inode: int, path: str, deep: bool) -> Iterator[Entry | 
             # In the order of inodes: their table is then read once, front to back.
             names = sorted(volume.names(number), key=lambda pair: pair[1])
         except UnsupportedFormatError as error:
-            yield Fault(where, str(error))
+            yield Fault(where or "/", str(error))
         else:
             open_directories.append((os.fsdecode(name), child) for name, child in names)
             paths.append(where)
@@ -55,6 +56,10 @@ def walk(volume: Volume, inode: int, path: str, deep: bool) -> Iterator[Entry | 
             continue
         name, number = item
         where = f"{paths[-1]}/{name}"
+        if len(where) > MAX_TEXT_CHARACTERS:
+            what = f"the path of {printable(name)} in it is longer than {MAX_TEXT_CHARACTERS}"
+            yield Fault(paths[-1] or "/", f"{what} characters")
+            continue
         try:
             entry = volume.entry(number, where)
         except UnsupportedFormatError as error:
@@ -92,7 +97,7 @@ def _one(volume: Volume, entry: Entry, sent: set[int]) -> Iterator[Entry | Data 
         xattrs = volume.xattrs(entry.inode)
     except UnsupportedFormatError as error:
         yield replace(entry, xattrs=())
-        yield Fault(f"{entry.path} (attributes)", str(error))
+        yield Fault(entry.path, str(error), attributes_only=True)
     else:
         yield replace(entry, xattrs=xattrs)
     if entry.kind is not EntryKind.FILE or entry.inode in sent:

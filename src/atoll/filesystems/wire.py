@@ -17,6 +17,8 @@ from atoll.model.errors import UnsupportedFormatError
 MAX_FRAME_BYTES = 8 << 20
 MAX_READ_BYTES = 4 << 20
 MAX_XATTR_BYTES = 64 << 10
+MAX_TEXT_CHARACTERS = 1 << 16
+"""The longest path; a guest's user can make longer ones, which a walk leaves out as Faults."""
 HEADER = "<BI"
 _MAX_NANOSECONDS = 1 << 66  # ext4 ends in 2446, XFS in 2486
 _MAX_INODE = 1 << 64
@@ -72,8 +74,10 @@ def decode_text(payload: bytes, fields: int) -> list[str]:
 
 def decode_fault(payload: bytes) -> Fault:
     """A Fault; its reason is cut to printable text."""
-    path, reason = decode_text(payload, 2)
-    return Fault(path, printable(reason))
+    row = _rows(payload)
+    if len(row) != 3 or type(row[2]) is not bool:
+        raise distrust("a malformed fault")
+    return Fault(_text(row[0]), printable(_text(row[1])), row[2])
 
 
 def decode_data(payload: bytes) -> Data:
@@ -112,7 +116,7 @@ def _rows(payload: bytes) -> list[object]:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str) or len(value) > 1 << 16:
+    if not isinstance(value, str) or len(value) > MAX_TEXT_CHARACTERS:
         raise distrust("a malformed text")
     try:
         value.encode("utf-8", "surrogateescape")
@@ -141,7 +145,7 @@ def _entry(row: object) -> Entry:
     if not isinstance(row, list) or len(row) != 14:
         raise distrust("a malformed entry")
     target, device, xattrs = row[11:]
-    if row[1] not in set(EntryKind):
+    if not isinstance(row[1], str) or row[1] not in set(EntryKind):
         raise distrust("an unknown kind of entry")
     mtime, atime, ctime = (
         _number(value, -_MAX_NANOSECONDS, _MAX_NANOSECONDS) for value in row[6:9]

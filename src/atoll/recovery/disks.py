@@ -4,8 +4,12 @@ The VMDK is a descriptor beside a flat extent, createType `vmfs`, as ESX keeps
 disks on a datastore. Source: VMware, "Virtual Disk Format 5.0".
 """
 
+import errno
+import fcntl
 import os
+import re
 import secrets
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -37,7 +41,8 @@ def restore_disk(
     to `NAME-flat.vmdk` beside it. Both appear under their names only when
     whole and on disk, the descriptor last. `progress` receives the bytes done
     since the last call, holes included, from this thread. Raises
-    RestoreTargetError, and what the reader raises; then nothing is left.
+    RestoreTargetError, and what the reader raises; then nothing is left. What
+    a killed restore to the same target left is removed first.
     """
     data = target if form == "raw" else _flat_name(target)
     for path in {target, data}:
@@ -54,6 +59,8 @@ def restore_disk(
     except OSError as error:
         raise _broken(target, error) from error
     try:
+        for path in {target, data}:
+            _clear_leftovers(directory, path.name)
         _write_whole(directory, data.name, target, lambda fd: _copy(reader, fd, target, progress))
         if form == "vmdk":
             text = _descriptor(size, data.name).encode()
@@ -68,21 +75,18 @@ def restore_disk(
 
 def _write_whole(directory: int, name: str, target: Path, fill: Callable[[int], None]) -> None:
     """Create a file under a passing name, fill it, sync it and give it its name."""
-    passing = f".{name[:200]}.{secrets.token_hex(6)}"
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        descriptor = os.open(passing, flags, 0o600, dir_fd=directory)
+        passing, descriptor = _create_held(directory, name)
         try:
-            try:
-                fill(descriptor)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            fill(descriptor)
+            os.fsync(descriptor)
             place_new(passing, directory, name, directory)
         except BaseException:
             with suppress(FileNotFoundError):  # renamed, and only the directory's sync failed
                 os.unlink(passing, dir_fd=directory)
             raise
+        finally:
+            os.close(descriptor)
     except FileExistsError as error:
         raise RestoreTargetError(
             f"{target.parent / name} appeared while the disk was restored; move it away and"
@@ -90,6 +94,58 @@ def _write_whole(directory: int, name: str, target: Path, fill: Callable[[int], 
         ) from error
     except OSError as error:
         raise _broken(target, error) from error
+
+
+def _create_held(directory: int, name: str) -> tuple[str, int]:
+    """A new file under a passing name, locked for as long as its descriptor is open."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    while True:
+        passing = f"{_passing(name)}{secrets.token_hex(6)}"
+        descriptor = os.open(passing, flags, 0o600, dir_fd=directory)
+        try:
+            _hold(descriptor)
+            if os.fstat(descriptor).st_nlink:
+                return passing, descriptor
+        except BaseException:
+            os.close(descriptor)
+            with suppress(FileNotFoundError):
+                os.unlink(passing, dir_fd=directory)
+            raise
+        os.close(descriptor)  # it was taken for a leftover before it was locked
+
+
+def _hold(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        # Without locks nobody can lock it to remove it either, so leftovers stay there.
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+
+
+def _clear_leftovers(directory: int, name: str) -> None:
+    """Remove passing files of that name whose process was killed: their lock is free."""
+    leftover = re.compile(re.escape(_passing(name)) + "[0-9a-f]{12}")
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    for found in os.listdir(directory):
+        if not leftover.fullmatch(found):
+            continue
+        # Whatever cannot be opened, locked or removed is left: it does not stop this restore.
+        with suppress(OSError):
+            descriptor = os.open(found, flags, dir_fd=directory)
+            try:
+                info = os.fstat(descriptor)
+                if stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid():
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    # It may have got its final name since it was listed; then this fails.
+                    os.unlink(found, dir_fd=directory)
+            finally:
+                os.close(descriptor)
+
+
+def _passing(name: str) -> str:
+    """What passing names for it begin with; file systems take names of 255 bytes."""
+    return f".{os.fsdecode(os.fsencode(name)[:200])}."
 
 
 def _copy(

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from atoll.recovery.tree_writer import TreeWriter
 
 _ADDRESS = re.compile(r"disk(\d+):part(\d+):(/.*)", re.DOTALL)
 _MAX_SYMLINKS = 40  # as the kernel's own limit
+_MAX_SESSIONS = 32  # each is a process, and a hostile table can list a thousand volumes
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +32,14 @@ class RestoreReport:
 
     `files` counts regular files, `bytes` what was written into them (holes not
     counted), `not_kept` has one line for each thing that is not as it was.
+    `missing` counts what was asked for and is not there, or not with its
+    content: damaged places, what the target refused, and each mounted volume
+    that cannot be read. Lost attributes and device nodes are not among them.
     """
 
     files: int
     bytes: int
+    missing: int
     not_kept: list[str]
 
 
@@ -111,27 +116,35 @@ class FileBrowser:
         """What is in a directory, across mounts when recursive; see FileSystem.list."""
         place = self._locate(path, follow=True)
         mounted = [self._mount(point) for point in self._points_below(place)]
-        roots = {m.path: m for m in mounted if m.volume.content.supported}
+        # Asked before: one volume may be mounted twice, and a session lists or answers, not both.
+        roots = {
+            mount.path: self._root(mount)
+            for mount in mounted
+            if mount.volume.content.supported
+            and (recursive or (mount.path.rpartition("/")[0] or "/") == place.path)
+        }
         for entry in self._session(place.volume).list(place.inner, recursive):
             where = place.outer(entry.path)
             if where in roots:
-                root = self._session(roots[where].volume).stat("/")
-                yield replace(root, path=where)
+                yield roots[where]
             elif not _below_any(where, mounted):
                 yield replace(entry, path=where)
         for mount in mounted if recursive else ():
             shadows = [m for m in mounted if m.path.startswith(mount.path + "/")]
-            for entry in self._session(mount.volume).list("/", recursive):
-                where = mount.outer(entry.path)
-                if not _below_any(where, shadows):
-                    yield replace(entry, path=where)
+            with self._borrowed(mount.volume) as session:
+                for entry in session.list("/", recursive):
+                    where = mount.outer(entry.path)
+                    if not _below_any(where, shadows):
+                        yield replace(entry, path=where)
 
     def read(self, path: str) -> Iterator[Data]:
         """A file's content in ascending order, holes left out."""
         place = self._locate(path, follow=True)
         return self._session(place.volume).read(place.inner)
 
-    def restore(self, path: str, target: Path, overwrite: bool = False) -> RestoreReport:
+    def restore(
+        self, path: str, target: Path, overwrite: bool = False, keep_privileges: bool = False
+    ) -> RestoreReport:
         """Bring a file or a tree back into the directory `target`, under its own name.
 
         `/` puts everything into `target` itself. Owners, modes, times, links,
@@ -140,12 +153,14 @@ class FileBrowser:
         with RestoreTargetError unless `overwrite`, which replaces files one by
         one. What cannot be restored in a tree is left out and named in the
         report; a single file that cannot be restored raises UnsupportedFormatError.
+        Files keep set-user-ID, set-group-ID and capabilities with
+        `keep_privileges` alone: the guest chose them, and they count on this machine.
         """
         place = self._locate(path, follow=False)
         top = self._session(place.volume).stat(place.inner)
         name = place.path.rpartition("/")[2]
         mounted = [self._mount(point) for point in self._points_below(place)]
-        with TreeWriter(target) as writer:
+        with TreeWriter(target, keep_privileges) as writer:
             if not overwrite:
                 writer.refuse_existing(name)
             self._export(place, name, mounted, writer)
@@ -155,7 +170,7 @@ class FileBrowser:
                 if mount.volume.content.supported:
                     self._export(mount, below.strip("/"), shadows, writer)
                 else:
-                    writer.note(f"{mount.path}: not restored. {mount.volume.refusal()}")
+                    writer.lose(f"{mount.path}: not restored. {mount.volume.refusal()}")
             for point, device in self.mounts.absent.items():
                 if not place.addressed and f"{point}/".startswith(place.path.rstrip("/") + "/"):
                     writer.note(
@@ -168,7 +183,7 @@ class FileBrowser:
                     f"{path} cannot be restored: {'; '.join(writer.not_kept)}."
                 )
             writer.settle(overwrite)
-            return RestoreReport(writer.files, writer.bytes, writer.not_kept)
+            return RestoreReport(writer.files, writer.bytes, writer.missing, writer.not_kept)
 
     def _export(
         self, place: _Place, at: str, mounted: Sequence[_Place], writer: TreeWriter
@@ -177,25 +192,54 @@ class FileBrowser:
         writer.begin_volume()
         shadows = {mount.path for mount in mounted if mount.volume.content.supported}
         base = len(place.inner.rstrip("/"))
-        current = ""
+        current: Entry | None = None
         writing = False
-        for record in self._session(place.volume).export(place.inner):
-            match record:
-                case Entry():
-                    writer.finish_file()
-                    current = record.path
-                    where = place.outer(current)
-                    relative = (at + current[base:]).strip("/")
-                    hidden = where in shadows or _below_any(where, mounted)
+        unread: set[int] = set()
+        late: list[tuple[str, Entry]] = []
+        with self._borrowed(place.volume) as session:
+            for record in session.export(place.inner):
+                if isinstance(record, Data):
+                    if writing:
+                        writer.write(record.offset, record.content)
+                    continue
+                where = place.outer(record.path)
+                hidden = where in shadows or _below_any(where, mounted)
+                if isinstance(record, Fault):
+                    if not hidden:
+                        _lose(record, where, current, writer)
+                    continue
+                writer.finish_file()
+                current, writing = record, False
+                relative = (at + record.path[base:]).strip("/")
+                if hidden:
+                    if record.kind is EntryKind.FILE and record.nlink > 1:
+                        unread.add(record.inode)
+                elif record.kind is EntryKind.FILE and record.inode in unread:
+                    late.append((relative, record))
+                elif relative:
                     # The target directory itself stands for the guest's root and stays as it is.
-                    writing = bool(relative) and not hidden and writer.add(relative, record)
-                case Data() if writing:
-                    writer.write(record.offset, record.content)
-                case Fault():
-                    if record.path == current:
-                        writer.abandon_file()
-                    writer.note(f"{place.outer(record.path)}: not restored. {record.reason}")
+                    writing = writer.add(relative, record)
+            self._export_late(place, session, late, writer)
         writer.finish_file()
+
+    def _export_late(
+        self,
+        place: _Place,
+        session: FileSystemSession,
+        late: Sequence[tuple[str, Entry]],
+        writer: TreeWriter,
+    ) -> None:
+        """Files whose content came with another name of theirs, one that a mount hides."""
+        read: set[int] = set()
+        for relative, entry in late:
+            if not writer.add(relative, entry) or entry.inode in read:
+                continue
+            read.add(entry.inode)
+            try:
+                for offset, content in session.read(entry.path):
+                    writer.write(offset, content)
+            except UnsupportedFormatError as error:
+                _lose(Fault(entry.path, str(error)), place.outer(entry.path), entry, writer)
 
     def _locate(self, path: str, follow: bool) -> _Place:
         """Where a path leads, symlinks before its end followed, and at its end if `follow`."""
@@ -265,25 +309,46 @@ class FileBrowser:
     def _points_below(self, place: _Place) -> Sequence[str]:
         return () if place.addressed else self.mounts.below(place.path)
 
+    def _root(self, mount: _Place) -> Entry:
+        with self._borrowed(mount.volume) as session:
+            return replace(session.stat("/"), path=mount.path)
+
     def _session(self, volume: GuestVolume) -> FileSystemSession:
+        """The volume's session, kept until the end."""
         if volume.address not in self._sessions:
-            if not volume.content.supported:
-                raise volume.refusal()
-            session = open_filesystem(volume.reader)
+            if len(self._sessions) >= _MAX_SESSIONS:
+                raise UnsupportedFormatError(
+                    f"{volume.address} was not opened: {_MAX_SESSIONS} volumes of this VM are open,"
+                    " which is the most at once; look into this one with a command of its own."
+                )
+            session = _open(volume)
             self._stack.callback(session.close)
             self._sessions[volume.address] = session
         return self._sessions[volume.address]
 
+    @contextmanager
+    def _borrowed(self, volume: GuestVolume) -> Iterator[FileSystemSession]:
+        """A session for one use: the kept one, or else one that ends with it.
+
+        So a guest may have any number of mounts below a place.
+        """
+        if volume.address in self._sessions:
+            yield self._sessions[volume.address]
+        else:
+            with _open(volume) as session:
+                yield session
+
     def _fstab(self, volume: GuestVolume) -> bytes | None:
         try:
-            session = self._session(volume)
-            entry = session.stat("/etc/fstab")
-            if entry.kind is not EntryKind.FILE or entry.size > MAX_FSTAB_BYTES:
-                return None
-            text = bytearray(entry.size)
-            for offset, content in session.read("/etc/fstab"):
-                text[offset : offset + len(content)] = content
-            return bytes(text)
+            # Every volume is asked, and most are never looked into again.
+            with _open(volume) as session:
+                entry = session.stat("/etc/fstab")
+                if entry.kind is not EntryKind.FILE or entry.size > MAX_FSTAB_BYTES:
+                    return None
+                text = bytearray(entry.size)
+                for offset, content in session.read("/etc/fstab"):
+                    text[offset : offset + len(content)] = content
+                return bytes(text)
         except (NotFoundInPointError, UnsupportedFormatError):
             # Not a root file system, or a damaged one; who asks for its files is told why.
             return None
@@ -291,6 +356,23 @@ class FileBrowser:
     def _choices(self) -> str:
         known = ", ".join(f"{v.address}:/ ({v.content.kind})" for v in self.volumes)
         return f"the volumes are {known or 'none'}."
+
+
+def _open(volume: GuestVolume) -> FileSystemSession:
+    if not volume.content.supported:
+        raise volume.refusal()
+    return open_filesystem(volume.reader)
+
+
+def _lose(fault: Fault, where: str, current: Entry | None, writer: TreeWriter) -> None:
+    """Name what a Fault costs; `current` is the entry that came last."""
+    if fault.attributes_only:
+        writer.note(f"{where} (attributes): not restored. {fault.reason}")
+    elif current is not None and current.kind is EntryKind.FILE and current.path == fault.path:
+        writer.abandon_file()  # counts it, unless it is missing already
+        writer.note(f"{where}: not restored. {fault.reason}")
+    else:
+        writer.lose(f"{where}: not restored. {fault.reason}")
 
 
 def _below_any(path: str, mounts: Sequence[_Place]) -> bool:

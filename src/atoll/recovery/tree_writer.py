@@ -10,16 +10,16 @@ import fcntl
 import os
 import re
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from atoll.filesystems.interface import Entry, EntryKind
 from atoll.model.errors import RestoreTargetError
+from atoll.recovery.clearing import empty_directory, is_directory
 from atoll.recovery.placing import place_new, sync_filesystem
 
 _STAGING = re.compile(r"\.atoll-restore-[0-9a-f]{12}")
@@ -29,20 +29,26 @@ _MAX_NOTES = 1000
 # The machine, not the entry, is at fault: going on would only produce the same for all others.
 _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE}
 _PRIVILEGED = stat.S_ISUID | stat.S_ISGID
+_CAPABILITIES = "security.capability"
 
 
 class TreeWriter:
     """Takes entries parents first and content in between; nothing is visible before `settle`.
 
     Use as a context manager: on leaving it, what was not settled is removed.
-    `files` and `bytes` count what was written, `not_kept` says what was not.
+    `files` and `bytes` count what was written, `not_kept` says what was not,
+    `missing` counts the entries that are not there or not with their content.
+    Without `keep_privileges` files lose set-user-ID, set-group-ID and file
+    capabilities: a guest's word must not give rights on this machine.
     Raises RestoreTargetError when the target itself fails.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, keep_privileges: bool = False) -> None:
         self._target = target
+        self._keep_privileges = keep_privileges
         self.files = 0
         self.bytes = 0
+        self.missing = 0
         self._created = 0
         self._notes: list[str] = []
         self._more_notes = 0
@@ -75,9 +81,19 @@ class TreeWriter:
             os.close(self._file[0])
             self._file = None
         self._leave_parent()
-        shutil.rmtree(self._name, dir_fd=self._top)
-        os.close(self._staging)
-        os.close(self._top)
+        try:
+            empty_directory(self._staging)
+            with suppress(FileNotFoundError):
+                os.rmdir(self._name, dir_fd=self._top)
+        except OSError as failure:
+            if error is None:  # else that one says more, and the next restore clears this
+                raise RestoreTargetError(
+                    f"{self._target / self._name} could not be removed ({failure.strerror});"
+                    " nothing in it is needed: remove it."
+                ) from failure
+        finally:
+            os.close(self._staging)
+            os.close(self._top)
 
     @property
     def restored(self) -> int:
@@ -109,6 +125,7 @@ class TreeWriter:
                 created = self._create(parent, name, path, entry)
         except OSError as error:
             self._failed(path, error)
+            self.missing += 1
             if entry.kind is EntryKind.FILE and entry.nlink > 1:
                 self._links.setdefault(entry.inode, None)
             return False
@@ -154,6 +171,7 @@ class TreeWriter:
         descriptor, path, entry = self._file
         self._file = None
         self._created -= 1
+        self.missing += 1
         os.close(descriptor)
         self._links[entry.inode] = None
         with self._in_parent(path) as (parent, name):
@@ -170,24 +188,33 @@ class TreeWriter:
         else:
             self._more_notes += 1
 
+    def lose(self, text: str) -> None:
+        """Say that an entry is missing, or its content."""
+        self.missing += 1
+        self.note(text)
+
     def settle(self, overwrite: bool) -> None:
         """Put what was added in its place, by renames alone.
 
         Without `overwrite` each name must be free. With it directories are
         merged and files replaced one by one, each whole, old or new; a file
-        never replaces a directory, nor the reverse.
+        never replaces a directory, nor the reverse. A directory is only ours
+        to enter until it is in its place and then gets its owner and mode.
         """
         self.finish_file()
         self._leave_parent()
         entries = dict(self._directories)
-        # Deepest first: work inside a directory changes its times.
-        for path, entry in reversed(self._directories):
-            with self._failing(), self._opened(self._staging, path) as directory:
-                self._attributes(directory, path, entry)
         with self._failing():
-            sync_filesystem(self._staging)
+            merged = {""}
             if overwrite:
-                self._check(self._staging, self._top, "")
+                self._check(self._staging, self._top, "", merged)
+            # Deepest first: work inside a directory changes its times.
+            for path, entry in reversed(self._directories):
+                # To be moved to another parent a directory must be ours to write.
+                if path.rpartition("/")[0] not in merged:
+                    with self._opened(self._staging, path) as directory:
+                        self._attributes(directory, path, entry)
+            sync_filesystem(self._staging)
             self._move(self._staging, self._top, "", overwrite, entries)
 
     def _move(
@@ -195,37 +222,46 @@ class TreeWriter:
     ) -> None:
         for name in os.listdir(source):
             where = f"{path}/{name}" if path else name
-            try:
-                place_new(name, source, name, target)
-                continue
-            except FileExistsError:
-                if not overwrite:
-                    raise self._taken(where) from None
-            if _is_directory(name, source):
-                with self._opened(source, name) as ours, self._opened(target, name) as theirs:
-                    self._move(ours, theirs, where, overwrite, entries)
-                    self._attributes(theirs, where, entries[where])
-                    os.fsync(theirs)
-            else:
-                os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+            with ExitStack() as stack:
+                directory = None
+                if is_directory(name, source):
+                    directory = stack.enter_context(self._opened(source, name))
+                try:
+                    place_new(name, source, name, target)
+                except FileExistsError:
+                    if not overwrite:
+                        raise self._taken(where) from None
+                    if directory is None:
+                        os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+                    else:
+                        theirs = stack.enter_context(self._opened(target, name))
+                        self._move(directory, theirs, where, overwrite, entries)
+                        directory = theirs
+                if directory is not None:
+                    self._attributes(directory, where, entries[where])
+                    os.fsync(directory)
         os.fsync(target)
 
-    def _check(self, source: int, target: int, path: str) -> None:
-        """Refuse, before anything is moved, to put a file where a directory is or the reverse."""
+    def _check(self, source: int, target: int, path: str, merged: set[str]) -> None:
+        """Refuse, before anything is moved, to put a file where a directory is or the reverse.
+
+        `merged` receives the directories that are there already.
+        """
         there = set(os.listdir(target))
         for name in os.listdir(source):
             if name not in there:
                 continue
             where = f"{path}/{name}" if path else name
-            ours, theirs = _is_directory(name, source), _is_directory(name, target)
+            ours, theirs = is_directory(name, source), is_directory(name, target)
             if ours != theirs:
                 raise RestoreTargetError(
                     f"{self._target / where} and what would replace it are not both directories or"
                     " both files; move it away and restore again."
                 )
             if ours:
+                merged.add(where)
                 with self._opened(source, name) as a, self._opened(target, name) as b:
-                    self._check(a, b, where)
+                    self._check(a, b, where, merged)
 
     def _create(self, parent: int, name: str, path: str, entry: Entry) -> bool:
         match entry.kind:
@@ -252,7 +288,7 @@ class TreeWriter:
         if entry.nlink > 1 and entry.inode in self._links:
             first = self._links[entry.inode]
             if first is None:
-                self.note(f"{path}: not restored, for the same reason as its other name")
+                self.lose(f"{path}: not restored, for the same reason as its other name")
                 return False
             folder, _, other = first.rpartition("/")
             with self._opened(self._staging, folder) as source:
@@ -267,26 +303,46 @@ class TreeWriter:
 
     def _attributes(self, descriptor: int, path: str, entry: Entry) -> None:
         """Owner, then what a change of owner clears, then times."""
-        mode = entry.mode
+        mode, xattrs = self._granted(path, entry)
         if not self._own(descriptor, None, path, entry):
             if mode & _PRIVILEGED:
                 self.note(f"{path}: set-user-id or set-group-id, as its owner could not be kept")
             mode &= ~_PRIVILEGED
         with self._keeping(path, "mode"):
             os.chmod(descriptor, mode)
-        for name, value in entry.xattrs or ():
+        for name, value in xattrs:
             with self._keeping(path, f"attribute {name}"):
                 os.setxattr(descriptor, name, value)
         with self._keeping(path, "times"):
             os.utime(descriptor, ns=(entry.atime_ns, entry.mtime_ns))
 
+    def _granted(self, path: str, entry: Entry) -> tuple[int, list[tuple[str, bytes]]]:
+        """Mode and attributes without what would let a guest's program act as root here."""
+        mode, xattrs = entry.mode, list(entry.xattrs or ())
+        if self._keep_privileges or entry.kind is EntryKind.DIRECTORY:
+            return mode, xattrs  # set-group-ID of a directory only says whom new files belong to
+        held = {
+            "set-user-ID": mode & stat.S_ISUID,
+            "set-group-ID": mode & stat.S_ISGID,
+            "file capabilities": any(name == _CAPABILITIES for name, _ in xattrs),
+        }
+        if any(held.values()):
+            what = ", ".join(name for name, there in held.items() if there)
+            self.note(
+                f"{path}: {what} left off, as this would give rights on this machine;"
+                " --keep-privileges keeps it"
+            )
+        return mode & ~_PRIVILEGED, [pair for pair in xattrs if pair[0] != _CAPABILITIES]
+
     def _node_attributes(self, parent: int, name: str, path: str, entry: Entry) -> None:
-        """The same for what must not be opened."""
+        """The same for what must not be opened and has no use for privileges."""
         self._own(parent, name, path, entry)
         if entry.kind is not EntryKind.SYMLINK:
             with self._keeping(path, "mode"):
                 os.chmod(name, entry.mode & ~_PRIVILEGED, dir_fd=parent)
         for key, value in entry.xattrs or ():
+            if key == _CAPABILITIES:
+                continue
             # There is no call for attributes relative to a directory.
             with self._keeping(path, f"attribute {key}"):
                 through = f"/proc/self/fd/{parent}/{name}"
@@ -382,7 +438,8 @@ class TreeWriter:
             with suppress(BlockingIOError, FileNotFoundError), self._opened(self._top, name) as old:
                 if os.fstat(old).st_uid == os.geteuid():
                     fcntl.flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(name, dir_fd=self._top)
+                    empty_directory(old)
+                    os.rmdir(name, dir_fd=self._top)
 
 
 def _enter(top: int, path: str) -> int:
@@ -395,7 +452,3 @@ def _enter(top: int, path: str) -> int:
             os.close(descriptor)
         descriptor = below
     return descriptor
-
-
-def _is_directory(name: str, parent: int) -> bool:
-    return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)

@@ -144,6 +144,9 @@ BEHAVIOURS = {
     "true as a number": "row[2] = True; send(ENTRIES, json.dumps([row]).encode())",
     "mode beyond": "row[3] = 0o100644; send(ENTRIES, json.dumps([row]).encode())",
     "unknown kind": "row[1] = 'door'; send(ENTRIES, json.dumps([row]).encode())",
+    "a list as kind": "row[1] = []; send(ENTRIES, json.dumps([row]).encode())",
+    "short fault": "send(FAULT, json.dumps(['/a', 'x']).encode())",
+    "a number in a fault": "send(FAULT, json.dumps(['/a', 'x', 0]).encode())",
     "bad hex": "row[13] = [['user.a', 'zz']]; send(ENTRIES, json.dumps([row]).encode())",
     "data first": "send(DATA, bytes(8) + b'x')",
     "data beyond the end": (

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -154,3 +155,60 @@ def test_a_vmdk_needs_a_name_of_its_kind(source: Path, tmp_path: Path) -> None:
     for name in ("disk.img", 'a"b.vmdk', "a\nb.vmdk"):
         with pytest.raises(RestoreTargetError, match="no name for a VMDK"):
             restore_disk(FileReader(source), tmp_path / name, "vmdk")
+
+
+ENDLESS = """
+import sys
+from pathlib import Path
+from atoll.blocks.readers import FileReader
+from atoll.recovery.disks import restore_disk
+
+def told(done):
+    print("writing", flush=True)
+    sys.stdin.read()
+
+restore_disk(FileReader(Path(sys.argv[1])), Path(sys.argv[2]), "vmdk", told)
+"""
+
+
+def test_only_what_killed_restores_of_the_same_name_left_is_cleared(
+    source: Path, tmp_path: Path
+) -> None:
+    others = [".disk.vmdk.0123456789ab.x", ".disk.0123456789ab", ".disk2-flat.vmdk.0123456789ab"]
+    for name in others:
+        (tmp_path / name).touch()
+    for name in (".disk.vmdk.0123456789ab", ".disk-flat.vmdk.ba9876543210"):
+        (tmp_path / name).touch()
+    (tmp_path / ".disk.vmdk.000000000000").symlink_to(tmp_path / others[0])
+    os.mkfifo(tmp_path / ".disk.vmdk.000000000001")
+    kept = [*others, ".disk.vmdk.000000000000", ".disk.vmdk.000000000001"]
+
+    def passing() -> set[str]:
+        return set(os.listdir(tmp_path)) - set(kept)
+
+    target = tmp_path / "disk.vmdk"
+    other = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, source, target],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"writing\n"
+        (held,) = passing()
+        with pytest.raises(AtollError):
+            restore_disk(Failing(source, 70 << 20, True), target, "vmdk")
+        assert passing() == {held}, "a live restore's file is not a leftover"
+    finally:
+        other.kill()
+        other.wait()
+    assert passing() == {held}
+    restore_disk(FileReader(source), target, "vmdk")
+    assert passing() == {"disk.vmdk", "disk-flat.vmdk"}
+    assert set(kept) <= set(os.listdir(tmp_path))
+
+
+def test_a_name_as_long_as_names_get(tmp_path: Path) -> None:
+    name = "ü" * 127
+    restore_disk(Memory(b"x" * 512), tmp_path / name)
+    assert os.listdir(tmp_path) == [name]

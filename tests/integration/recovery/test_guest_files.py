@@ -240,6 +240,7 @@ def test_a_tree_comes_back_as_it_was(browser: FileBrowser, vm: Vm, tmp_path: Pat
     assert (tmp_path / "home" / "sparse").stat().st_blocks * 512 < 1 << 20
     assert report.files == 5
     assert report.not_kept == ["home/disk: a device node is not restored"]
+    assert report.missing == 0
 
 
 def test_the_whole_guest_comes_back_over_all_mounts(
@@ -253,11 +254,19 @@ def test_the_whole_guest_comes_back_over_all_mounts(
     assert (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)) == (114, 120, 0o750)
     assert not (target / "var/hidden-by-the-mount").exists()
     assert (target / "bin").is_symlink()
-    assert stat.S_IMODE((target / "usr/bin/su").stat().st_mode) == 0o4755
+    assert stat.S_IMODE((target / "usr/bin/su").stat().st_mode) == 0o755
     notes = "\n".join(report.not_kept)
+    assert "usr/bin/su: set-user-ID left off" in notes
+    assert report.missing == 1, "the volume that cannot be read, and not what no disk holds"
     assert "/data/with space: not restored." in notes
     assert "XFS" in notes
     assert "/srv/elsewhere" in notes
+
+
+def test_privileges_come_back_when_they_are_asked_for(browser: FileBrowser, tmp_path: Path) -> None:
+    report = browser.restore("/usr/bin", tmp_path, keep_privileges=True)
+    assert stat.S_IMODE((tmp_path / "bin/su").stat().st_mode) == 0o4755
+    assert (report.missing, report.not_kept) == (0, [])
 
 
 def test_one_file_and_one_symlink(browser: FileBrowser, vm: Vm, tmp_path: Path) -> None:
