@@ -15,8 +15,8 @@ from atoll.repository.keys import KeyFile, create_key_file
 from atoll.repository.repository import Repository
 from atoll.service.journal import Journal
 from atoll.service.site import Site
-from atoll.settings import Settings, load_settings, read_secret
-from atoll.storage.drivers.embedded import EmbeddedEngine
+from atoll.settings import Settings, StorageSection, load_settings, read_secret
+from atoll.storage.drivers.embedded import EmbeddedEngine, create_pool
 from atoll.storage.interface import StorageEngine
 from atoll.vsphere.client import VCenter
 from atoll.vsphere.settings import VCenterSettings
@@ -50,13 +50,16 @@ def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
     )
 
 
+def create_storage(config: Path | None) -> tuple[str, Path]:
+    """Make the directory of the settings' storage system a pool; its name and the directory."""
+    system = _system(load_settings(config))
+    create_pool(system.root, system.name)
+    return system.name, system.root
+
+
 def open_engine(settings: Settings) -> StorageEngine:
     """The site's storage system."""
-    if len(settings.storage) != 1:
-        raise ConfigurationError(
-            f"{len(settings.storage)} storage systems are configured; this version works with one."
-        )
-    system = settings.storage[0]
+    system = _system(settings)
     return EmbeddedEngine(
         system.name,
         system.root,
@@ -64,6 +67,14 @@ def open_engine(settings: Settings) -> StorageEngine:
         reserve_bytes=system.reserve_bytes,
         durability=system.durability,
     )
+
+
+def _system(settings: Settings) -> StorageSection:
+    if len(settings.storage) != 1:
+        raise ConfigurationError(
+            f"{len(settings.storage)} storage systems are configured; this version works with one."
+        )
+    return settings.storage[0]
 
 
 def open_vcenter(settings: Settings) -> VCenter:

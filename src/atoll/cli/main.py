@@ -10,7 +10,19 @@ from typing import Annotated
 import typer
 
 from atoll import __version__
-from atoll.cli import agent, backup, context, files, inventory, points, prove, repo, restore, verify
+from atoll.cli import (
+    agent,
+    backup,
+    context,
+    files,
+    inventory,
+    points,
+    prove,
+    repo,
+    restore,
+    storage,
+    verify,
+)
 from atoll.cli.output import err
 from atoll.model.errors import AtollError
 
@@ -56,6 +68,7 @@ app.command("prove")(prove.prove)
 app.add_typer(restore.app, name="restore")
 app.add_typer(agent.app, name="agent")
 app.add_typer(repo.app, name="repo")
+app.add_typer(storage.app, name="storage")
 
 
 def _add_plugins() -> None:

@@ -128,7 +128,9 @@ class _Trial:
         """A point whose guest tells another story than when it was held."""
         for filesystem in testimony.filesystems:
             if filesystem.recovered and filesystem.mount in self.frozen:
-                return f"The journal of {filesystem.mount} was replayed although it was frozen clean."
+                return (
+                    f"The journal of {filesystem.mount} was replayed although it was frozen clean."
+                )
         for one in testimony.applications if self.binding else ():
             held = self._expected.get((one.kind, one.name))
             if held is None or not held.held:

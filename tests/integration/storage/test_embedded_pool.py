@@ -130,9 +130,7 @@ def test_a_killed_daemon_comes_back_the_same(engine: EmbeddedEngine) -> None:
     assert engine.reconcile() == []
 
 
-def test_luns_in_use_are_never_moved_to_another_address(
-    pool: Path, engine: EmbeddedEngine
-) -> None:
+def test_luns_in_use_are_never_moved_to_another_address(pool: Path, engine: EmbeddedEngine) -> None:
     engine.create_group("g")
     engine.create_lun("g", "a", 16 * MIB)
     with connect(engine.present("g", "a", [HOST]).portals[0]) as session:

@@ -34,6 +34,8 @@ def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("agent", "list"),
         ("repo", "stats"),
         ("cleanup",),
+        ("storage", "init"),
+        ("storage", "list"),
     ],
 )
 def test_without_settings_every_command_says_where_they_may_be(
