@@ -100,7 +100,7 @@ def test_points_and_repository_say_the_same(lab: LiveLab, job: Job) -> None:
 
 def test_a_file_tree_comes_back_as_it_was(lab: LiveLab, job: Job, tmp_path: Path) -> None:
     reference = f"app1@{job.increment.run}"
-    lab.check("restore", "file", reference, "/srv/files", str(tmp_path))
+    lab.check("restore", "file", "--keep-privileges", reference, "/srv/files", str(tmp_path))
     restored = _manifest_here(tmp_path / "files")
     assert restored.keys() == job.files.keys()
     for path, entry in job.files.items():
