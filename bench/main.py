@@ -26,7 +26,7 @@ from atoll_lab.guests.control import GuestShell
 from atoll_lab.guests.load import DatabaseLoad, postgres_load
 from atoll_lab.places import places
 from atoll_lab.running import Lab, open_lab
-from bench.report import Figure, figure, publish
+from bench.report import Figure, figure, publish, say
 
 NAME = "bench"
 TIMED_OUT = 124
@@ -58,11 +58,6 @@ def atoll(*arguments: str) -> Any:
 def lab(*arguments: str) -> None:
     """Run a lab command where the reader sees it."""
     subprocess.run([str(Path(sys.executable).with_name("atoll")), "lab", *arguments], check=True)
-
-
-def say(what: str) -> None:
-    """Tell whoever waits what is being measured."""
-    sys.stderr.write(f"bench-main: {what}\n")
 
 
 def main() -> None:

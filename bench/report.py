@@ -1,7 +1,9 @@
 """How a benchmark reports: a table for people, `build/bench/NAME.json` for machines."""
 
 import json
+import math
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ OUT = Path("build/bench")
 class Figure:
     """One measured thing.
 
-    `value` is the median of `samples`. `versus` names the peer or limit of the
+    `value` is the median of `samples` unless the name says otherwise. `versus` names the peer or limit of the
     same run and `ratio` is ours over theirs; both None when there is no peer.
     """
 
@@ -40,6 +42,17 @@ def figure(
     return Figure(name, value, unit, tuple(samples), versus, ratio)
 
 
+def high_figure(name: str, samples: Sequence[float], unit: str) -> Figure:
+    """A figure whose value is the 99th percentile of the samples (their highest, below a hundred)."""
+    ordered = sorted(samples)
+    return Figure(name, ordered[math.ceil(len(ordered) * 0.99) - 1], unit, tuple(samples))
+
+
+def say(what: str) -> None:
+    """Tell whoever waits what is being measured."""
+    sys.stderr.write(f"bench: {what}\n")
+
+
 def publish(name: str, figures: Sequence[Figure]) -> None:
     """Print the table and write the file."""
     OUT.mkdir(parents=True, exist_ok=True)
@@ -47,7 +60,7 @@ def publish(name: str, figures: Sequence[Figure]) -> None:
         json.dumps([asdict(item) for item in figures], indent=2) + "\n"
     )
     table(
-        ["figure", ">median", ">min", ">max", ">n", "versus", ">ratio"],
+        ["figure", ">value", ">min", ">max", ">n", "versus", ">ratio"],
         [
             (
                 item.name,
