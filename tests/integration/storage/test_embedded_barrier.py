@@ -56,7 +56,7 @@ def serve(engine: EmbeddedEngine) -> IscsiLun:
 
 
 def daemon(engine: EmbeddedEngine) -> TargetProcess:
-    found = find_process(TgtSocket(engine.runtime_directory / "g.tgt.0"))
+    found = find_process(TgtSocket(engine.runtime_directory / "g.tgt"))
     assert found is not None
     return found
 

@@ -106,7 +106,7 @@ def check_nothing_is_left_over(root: Path, engine: EmbeddedEngine) -> None:
         assert kept == {snapshot.name for snapshot in engine.snapshots(group.name)}
     presented = {presentation.group for presentation in engine.presentations()}
     for name in ("g", "c"):
-        process = find_process(TgtSocket(engine.runtime_directory / f"{name}.tgt.0"))
+        process = find_process(TgtSocket(engine.runtime_directory / f"{name}.tgt"))
         assert (process is not None) == (name in presented)
         if process is not None:
             with process:

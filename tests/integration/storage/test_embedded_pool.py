@@ -114,7 +114,7 @@ def test_a_killed_daemon_comes_back_the_same(engine: EmbeddedEngine) -> None:
     lun = engine.create_lun("g", "a", 16 * MIB)
     engine.create_lun("g", "b", 16 * MIB)
     shown = [engine.present("g", name, [HOST]) for name in ("a", "b")]
-    process = find_process(TgtSocket(engine.runtime_directory / "g.tgt.0"))
+    process = find_process(TgtSocket(engine.runtime_directory / "g.tgt"))
     assert process is not None
     with process:
         process.signal(signal.SIGKILL)
@@ -184,7 +184,7 @@ def test_a_taken_port_is_told(btrfs_mount: Path) -> None:
         pytest.raises(StorageUnreachableError, match=str(port)),
     ):
         engine.reconcile()
-    assert find_process(TgtSocket(engine.runtime_directory / "g.tgt.0")) is None
+    assert find_process(TgtSocket(engine.runtime_directory / "g.tgt")) is None
     engine.reconcile()
     engine.stop()
 
@@ -267,3 +267,18 @@ def test_discards_are_answered_and_read_as_zeros(engine: EmbeddedEngine) -> None
             session.write(number * 4096, b"x" * 4096)
             session.unmap(number * 4096, 4096)
             assert session.read(number * 4096, 4096) == bytes(4096)
+
+
+def test_a_daemon_that_was_looked_for_often_rests(engine: EmbeddedEngine) -> None:
+    """tgtd keeps a connection on which nothing was asked, and reads it in a circle for ever."""
+    engine.create_group("g")
+    engine.create_lun("g", "a", 16 * MIB)
+    engine.present("g", "a", [HOST])
+    with find_process(TgtSocket(engine.runtime_directory / "g.tgt")) as process:
+        descriptors = Path(f"/proc/{process.pid}/fd")
+        before = len(list(descriptors.iterdir()))
+        for _ in range(5):
+            engine.presentations()
+            engine.reconcile()
+            engine.delete_snapshot("g", engine.snapshot_group("g", "s").name)
+        assert len(list(descriptors.iterdir())) == before

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,9 +52,8 @@ class GroupDaemon:
         self._group = group
         self._address = address
         self._durability = durability
-        self._base = run / f"{group}.tgt"
         self._log = run / f"{group}.log"
-        self._socket = TgtSocket(run / f"{group}.tgt.0")
+        self._socket = TgtSocket(run / f"{group}.tgt")
         self._child: subprocess.Popen[bytes] | None = None
 
     def process(self) -> TargetProcess | None:
@@ -79,7 +79,7 @@ class GroupDaemon:
         serves another address: hosts may be using that one.
         """
         portal = f"{self._address}:{port}"
-        if self._running():
+        if self._answers_soon():
             served = self._socket.portals()
             if portal in served:
                 return False
@@ -89,17 +89,14 @@ class GroupDaemon:
                     f"LUNs are served at {elsewhere[0]} and the settings say {portal}; correct "
                     "portal_address, or withdraw the LUNs before you move them."
                 )
-            self.stop()
+        self.stop()
         self._child = self._spawn(portal)
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not self._running():
-            if self._child.poll() is not None and not self._running():
-                raise self._not_started(portal, "ended at once")
-            if time.monotonic() > deadline:
-                self._child.kill()
-                self._child.wait()
-                raise self._not_started(portal, f"did not answer within {_PATIENCE_SECONDS:g} s")
-            time.sleep(_POLL_SECONDS)
+        if not self._answers_soon():
+            ended = self._child.poll() is not None
+            self._child.kill()
+            self._child.wait()
+            late = f"did not answer within {_PATIENCE_SECONDS:g} s"
+            raise self._not_started(portal, "ended at once" if ended else late)
         if portal not in self._socket.portals():
             # It does not mind, and would listen on every address instead.
             self.stop()
@@ -148,12 +145,19 @@ class GroupDaemon:
         self._socket.path.unlink(missing_ok=True)
         return True
 
-    def _running(self) -> bool:
-        process = self.process()
-        if process is None:
-            return False
-        with process:
-            return True
+    def _answers_soon(self) -> bool:
+        """Whether it runs and takes requests, which a new one does after a moment."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            process = self.process()
+            if process is None and (self._child is None or self._child.poll() is not None):
+                return False
+            if process is not None:
+                with process, suppress(StorageUnreachableError):
+                    self._socket.portals()
+                    return True
+            time.sleep(_POLL_SECONDS)
+        return False
 
     def _spawn(self, portal: str) -> "subprocess.Popen[bytes]":
         # Descriptor 0 must refuse both reads and writes: tgtd names it for an instant while it
@@ -161,7 +165,10 @@ class GroupDaemon:
         with Path("/dev/null").open("rb") as nothing, self._log.open("wb") as output:
             return subprocess.Popen(
                 ["tgtd", "-f", "-C", "0", "--iscsi", f"portal={portal}"],
-                env={"PATH": os.environ.get("PATH", os.defpath), "TGT_IPC_SOCKET": str(self._base)},
+                env={
+                    "PATH": os.environ.get("PATH", os.defpath),
+                    "TGT_IPC_SOCKET": str(self._socket.base),
+                },
                 stdin=nothing,
                 stdout=output,
                 stderr=output,

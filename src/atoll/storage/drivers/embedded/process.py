@@ -1,13 +1,12 @@
-"""A tgtd of ours as a process: found by its socket, signalled by pidfd, never by a bare pid."""
+"""A tgtd of ours as a process: found by its environment, signalled by pidfd, never by a bare pid."""
 
 import os
 import select
 import signal
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from atoll.storage.drivers.embedded.tgt_socket import TgtSocket, peer_pid
+from atoll.storage.drivers.embedded.tgt_socket import TgtSocket
 
 _STOPPED = frozenset("Tt")
 
@@ -61,35 +60,37 @@ class TargetProcess:
 
 
 def find_process(management: TgtSocket) -> TargetProcess | None:
-    """The tgtd that listens on the management socket, or None. The caller closes it.
+    """The tgtd of a management socket, or None. The caller closes it.
 
-    The kernel names the listener; the pidfd is trusted only if the listener was
-    alive after it was opened, and the process calls itself tgtd.
+    Known by the environment it was started with, and not by connecting: a tgtd
+    never lets go of a connection on which nothing was asked, and reads it in a
+    circle for as long as it runs. The pidfd is trusted because the process was
+    looked at after it was opened.
     """
-    connection = management.connect()
-    if connection is None:
-        return None
-    with connection:
-        pid = peer_pid(connection)
+    wanted = b"TGT_IPC_SOCKET=" + os.fsencode(management.base)
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or not _calls_itself_tgtd(entry):
+            continue
         try:
-            pidfd = os.pidfd_open(pid)
+            pidfd = os.pidfd_open(int(entry.name))
         except ProcessLookupError:
-            return None
-        if _hung_up(connection) or not _calls_itself_tgtd(pid):
-            os.close(pidfd)
-            return None
-    return TargetProcess(pid, pidfd)
+            continue
+        # A zombie has no environment left, so it does not count.
+        if wanted in _environment(entry):
+            return TargetProcess(int(entry.name), pidfd)
+        os.close(pidfd)
+    return None
 
 
-def _hung_up(connection: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(connection, select.POLLRDHUP)
-    return bool(poll.poll(0))
-
-
-def _calls_itself_tgtd(pid: int) -> bool:
+def _calls_itself_tgtd(entry: Path) -> bool:
     try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+        return (entry / "comm").read_text() == "tgtd\n"
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return Path(os.fsdecode(command)).name == "tgtd"
+
+
+def _environment(entry: Path) -> list[bytes]:
+    try:
+        return (entry / "environ").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []

@@ -12,7 +12,6 @@ from atoll.model.errors import StorageUnreachableError
 
 _REQUEST = struct.Struct("=ii64sIiQQIIIIII")
 _REPLY = struct.Struct("=II")
-_CREDENTIALS = struct.Struct("=iII")
 _ANY = 2**64 - 1
 _TIMEOUT_SECONDS = 30.0
 
@@ -82,12 +81,14 @@ class TargetView:
 
 
 class TgtSocket:
-    """Talks to one tgtd, a connection a request. `path` is the socket's."""
+    """Talks to one tgtd, a connection a request. `base` is what TGT_IPC_SOCKET was set to for it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        # tgtd adds its control port, of which we use one.
+        self.path = base.with_name(f"{base.name}.0")
 
-    def connect(self) -> socket.socket | None:
+    def _connect(self) -> socket.socket | None:
         """A connection, or None when nobody listens."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(_TIMEOUT_SECONDS)
@@ -122,7 +123,7 @@ class TgtSocket:
             mode, operation, b"iscsi", _REQUEST.size + len(payload), target, session, lun,
             connection, 0, 0, 0, 0, int(force),
         )  # fmt: skip
-        stream = self.connect()
+        stream = self._connect()
         if stream is None:
             raise StorageUnreachableError(
                 f"The iSCSI daemon behind {self.path} is not running; reconcile starts it again."
@@ -162,13 +163,6 @@ class TgtSocket:
         return sum(
             (line[4] - line[6]) + (line[8] - line[10]) for line in counts if line and line[1] == 1
         )
-
-
-def peer_pid(connection: socket.socket) -> int:
-    """The process that listens at the other end."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    pid, _, _ = _CREDENTIALS.unpack(raw)
-    return int(pid)
 
 
 def parse_targets(text: str) -> list[TargetView]:
