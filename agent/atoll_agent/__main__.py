@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atoll_agent import __version__, applications, watchdog
+from atoll_agent import __version__, applications
 from atoll_agent.application import Application
 from atoll_agent.clock import Deadline
 from atoll_agent.config import DEFAULT_PATH, Config, load_config
@@ -36,10 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("--config", type=Path, default=DEFAULT_PATH)
-    commands.add_parser("watchdog", help="internal: hold file systems for a running agent")
     arguments = parser.parse_args(argv)
-    if arguments.command == "watchdog":
-        return watchdog.main()
     try:
         config = load_config(arguments.config)
         if arguments.command == "check":

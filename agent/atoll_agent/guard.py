@@ -132,7 +132,8 @@ class Guard:
     def _start(self, descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
         source = str(Path(__file__).parent.parent)
         return subprocess.Popen(
-            [sys.executable, "-B", "-s", "-m", "atoll_agent", "watchdog"],
+            # Not by way of the agent's own command, which loads all that only the agent needs.
+            [sys.executable, "-B", "-s", "-m", "atoll_agent.watchdog"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=descriptors,

@@ -223,3 +223,7 @@ def _stay_in_memory() -> None:
 
 def _say(**event: Any) -> None:
     os.write(sys.stdout.fileno(), json.dumps(event).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
