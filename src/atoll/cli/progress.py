@@ -118,5 +118,7 @@ class LiveProgress:
                 description=said,
                 total=total_bytes or None,
                 completed=0,
+                # A reset forgets every field that it is not given.
+                vm=vm or "group",
                 moves=bool(total_bytes),
             )
