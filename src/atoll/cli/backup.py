@@ -80,8 +80,7 @@ def report(result: BackupResult) -> None:
         f"Group snapshot {result.snapshot.name} held writes back for "
         f"{seconds(result.snapshot.pause_seconds)}; guests were held for "
         f"{seconds(result.group_hold_seconds)} from first to last; "
-        f"copied in {seconds(result.copy_seconds)}.",
-        soft_wrap=True,
+        f"copied in {seconds(result.copy_seconds)}."
     )
     for point in result.points:
         for reason in point.proof.reasons:

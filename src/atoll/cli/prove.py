@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from atoll.cli import context
-from atoll.cli.output import as_json, out, seconds, table
+from atoll.cli.output import as_json, out, table
 from atoll.cli.progress import LiveProgress
 from atoll.model.errors import ProofFailedError
 from atoll.model.progress import Progress, Silent
@@ -29,7 +29,6 @@ def prove(
         table(
             ["fact", "~value"],
             [(name, _said(value)) for name, value in sorted(evidence.facts.items())],
-            title=f"Booted and answering after {seconds(evidence.boot_seconds)}",
         )
         out.print(evidence.summary, soft_wrap=True)
     if not evidence.passed:

@@ -10,7 +10,7 @@ from atoll.blocks.readers import MappedReader
 from atoll.blocks.vmfs import VmfsVolume, open_volumes
 from atoll.model.consistency import ConsistencyProof
 from atoll.model.errors import RepositoryDamagedError, UnprotectableVmError
-from atoll.model.extents import Extent, align, total_bytes
+from atoll.model.extents import Extent, align, complement, merge, total_bytes
 from atoll.model.plan import PlannedDisk, PlannedVm
 from atoll.model.points import DiskImage, RestorePoint
 from atoll.model.progress import Progress
@@ -146,11 +146,9 @@ def _disk_work(
     else:
         changed = {lun: view.changes(lun, parent_point.snapshot) for lun in disk_map.luns}
         extents = changed_disk_extents(old, disk_map, changed)
-    if extents is None:
-        changed_bytes = to_read = disk_map.size_bytes - total_bytes(reader.holes())
-    else:
-        changed_bytes = total_bytes(extents)
-        to_read = total_bytes(align(extents, repository.chunk_bytes, disk_map.size_bytes))
+    size = disk_map.size_bytes
+    wanted = list(complement(merge(reader.holes()), size)) if extents is None else extents
+    to_read = total_bytes(align(wanted, repository.chunk_bytes, size))
     return _DiskWork(
         reader=reader,
         disk_map=disk_map,
@@ -161,12 +159,12 @@ def _disk_work(
             key=disk.key,
             label=disk.label,
             path=f"[{disk.datastore}] {disk.path}",
-            size_bytes=disk_map.size_bytes,
+            size_bytes=size,
             root="",
             extent_map="",
             luns=tuple(disk_map.luns),
             read_bytes=0,
-            changed_bytes=changed_bytes,
+            changed_bytes=total_bytes(wanted),
             stored_bytes=0,
         ),
     )

@@ -44,6 +44,17 @@ def intersect(left: Iterable[Extent], right: Iterable[Extent]) -> Iterator[Exten
             b = next(rights, None)
 
 
+def complement(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
+    """What ordered, merged ranges leave out of `[0, size)`, in order."""
+    at = 0
+    for extent in extents:
+        if extent.offset > at:
+            yield Extent(at, min(extent.offset, size) - at)
+        at = max(at, extent.end)
+    if at < size:
+        yield Extent(at, size - at)
+
+
 def align(extents: Iterable[Extent], unit: int, size: int) -> list[Extent]:
     """Widen each range to multiples of `unit` bytes, cut at `size`, and merge."""
     widened = []

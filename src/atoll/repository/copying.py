@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from atoll.model.errors import StorageUnreachableError
-from atoll.model.extents import Extent, align, merge
+from atoll.model.extents import Extent, align, complement, merge
 from atoll.model.readers import BlockReader
 from atoll.repository.chunks import ZERO_NAME, ChunkCodec, PackedChunk
 from atoll.repository.images import DiskRecord
@@ -128,7 +128,7 @@ def _wanted(
     """Whole chunks to read, in order."""
     size = reader.size_bytes
     if extents is None:
-        return align(_gaps(merge(reader.holes()), size), chunk_bytes, size)
+        return align(complement(merge(reader.holes()), size), chunk_bytes, size)
     wanted = list(extents)
     if parent is not None and parent.size_bytes != size:
         # The chunk in which the shorter of the two ends is cut short in one and not in the
@@ -137,16 +137,6 @@ def _wanted(
         if edge % chunk_bytes:
             wanted.append(Extent(edge - 1, 1))
     return align(wanted, chunk_bytes, size)
-
-
-def _gaps(holes: Iterable[Extent], size: int) -> Iterator[Extent]:
-    at = 0
-    for hole in holes:
-        if hole.offset > at:
-            yield Extent(at, min(hole.offset, size) - at)
-        at = max(at, hole.end)
-    if at < size:
-        yield Extent(at, size - at)
 
 
 def _jobs(extents: Iterable[Extent], job_bytes: int) -> Iterator[list[Extent]]:

@@ -168,6 +168,7 @@ def _copy(
 ) -> list[RestorePoint]:
     progress.stage("", "map")
     with opened(engine, held.snapshot, plan.luns) as view:
+        progress.stage("", "copy")
         return [
             copy_vm(
                 vm,
