@@ -100,24 +100,25 @@ def _changes(engine: EmbeddedEngine, root: Path) -> list[Figure]:
     figures = []
     for name, size, change in cases:
         say(f"{name}: what changed in a LUN of {size // GIB} GiB")
-        engine.create_group(name)
-        engine.create_lun(name, "a", size)
-        image = open_pool(root).image(name, "a")
+        group = name.replace("_", "-")
+        engine.create_group(group)
+        engine.create_lun(group, "a", size)
+        image = open_pool(root).image(group, "a")
         # Something lies there before, as on a LUN in use.
         _scatter(image, size, change, seed=1)
-        engine.snapshot_group(name, "older")
+        engine.snapshot_group(group, "older")
         _scatter(image, size, change, seed=2)
-        engine.snapshot_group(name, "newer")
+        engine.snapshot_group(group, "newer")
         seconds, found = [], []
         for _ in range(5):
             began = time.monotonic()
-            found = list(engine.changed_extents(name, "a", "older", "newer"))
+            found = list(engine.changed_extents(group, "a", "older", "newer"))
             seconds.append(time.monotonic() - began)
         figures += [
             figure(f"{name}_seconds", seconds, "s"),
             figure(f"{name}_listed", [float(total_bytes(found))], "bytes", "written", change),
         ]
-        _remove(engine, name)
+        _remove(engine, group)
     return figures
 
 
