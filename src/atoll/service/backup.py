@@ -10,14 +10,13 @@ from atoll.director.plan import make_plan
 from atoll.guests.interface import GuestAgent
 from atoll.island.copy import copy_vm, opened
 from atoll.model.errors import AgentUnavailableError, AtollError
-from atoll.model.inventory import Inventory
 from atoll.model.plan import Plan
 from atoll.model.points import RestorePoint
 from atoll.model.progress import Progress
 from atoll.model.storage import GroupSnapshot
 from atoll.repository.repository import Repository
 from atoll.service.journal import Journal, RunRecord
-from atoll.service.retire import clean_up, own_prefix, retire_snapshots
+from atoll.service.retire import clean_up, own_prefix, points_of_known_vms, retire_snapshots
 from atoll.service.site import Site
 from atoll.storage.interface import StorageEngine
 
@@ -88,8 +87,8 @@ def back_up(
         copy_seconds = time.monotonic() - started
         progress.stage("", "retire")
         try:
-            present = [point for point in (*points, *made) if _is_present(point, inventory)]
-            retired = retire_snapshots(engine, prefix, present)
+            known = points_of_known_vms([*points, *made], inventory)
+            retired = retire_snapshots(engine, prefix, known)
             journal.end(run)
         except AtollError as error:
             # The points are there; what could not be tidied the next run tidies.
@@ -106,15 +105,6 @@ def back_up(
         retired_snapshots=retired,
         cleaned=tuple(cleaned),
     )
-
-
-def _is_present(point: RestorePoint, inventory: Inventory) -> bool:
-    """Whether vCenter has the point's VM: one that is gone would only let its snapshot grow.
-
-    One that is left out for the moment may be back at the next run.
-    """
-    present = any(vm.instance_uuid == point.instance_uuid for vm in inventory.vms)
-    return present or any(vm.name == point.vm for vm in inventory.left_out)
 
 
 def _undo(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from atoll.guests.interface import GuestAgent
 from atoll.model.errors import AtollError
+from atoll.model.inventory import Inventory
 from atoll.model.points import RestorePoint
 from atoll.service.journal import Journal, RunRecord
 from atoll.storage.interface import StorageEngine
@@ -22,6 +23,16 @@ def needed_snapshots(points: Iterable[RestorePoint]) -> set[tuple[str, str]]:
         if known is None or point.created_at >= known.created_at:
             newest[point.instance_uuid] = point
     return {(point.group, point.snapshot) for point in newest.values()}
+
+
+def points_of_known_vms(points: Iterable[RestorePoint], inventory: Inventory) -> list[RestorePoint]:
+    """The points whose VM vCenter has: one that is gone would only let its snapshot grow.
+
+    A VM that is left out for the moment may be back at the next run.
+    """
+    uuids = {vm.instance_uuid for vm in inventory.vms}
+    names = {vm.name for vm in inventory.left_out}
+    return [point for point in points if point.instance_uuid in uuids or point.vm in names]
 
 
 def retire_snapshots(engine: StorageEngine, prefix: str, points: Iterable[RestorePoint]) -> int:

@@ -81,7 +81,7 @@ state_directory = "state"
     )
     yield Admin(settings)
     if (root / ".atoll-pool").exists():
-        open_engine(load_settings(settings)).stop()  # type: ignore[attr-defined]
+        open_engine(load_settings(settings)).stop()
 
 
 def test_from_an_empty_disk_to_a_grown_lun(admin: Admin) -> None:

@@ -64,7 +64,7 @@ class Frames:
 @pytest.mark.parametrize("verb", ["walk", "export"])
 def test_a_path_too_long_is_one_fault(verb: str) -> None:
     frames = Frames()
-    parser._answer(frames, Nested(siblings_at=100), verb, "/")  # type: ignore[arg-type]
+    parser._answer(frames, Nested(siblings_at=100), verb, "/")
     (fault,) = frames.faults
     assert "longer than 65536 characters" in fault.reason
     assert fault.path == max((entry.path for entry in frames.entries), key=len)
@@ -89,7 +89,7 @@ def test_what_is_beyond_is_not_entered() -> None:
 
 def test_many_long_paths_fit_their_frames() -> None:
     frames = Frames()
-    parser._answer(frames, Nested(siblings_at=255), "walk", "/")  # type: ignore[arg-type]
+    parser._answer(frames, Nested(siblings_at=255), "walk", "/")
     files = [entry for entry in frames.entries if entry.kind is EntryKind.FILE]
     assert len(files) == 500
     assert os.fsencode(files[0].path).startswith(b"/\xff")
@@ -98,7 +98,7 @@ def test_many_long_paths_fit_their_frames() -> None:
 def test_attributes_too_large_together_cost_the_attributes_alone() -> None:
     xattrs = tuple((f"user.{number}", bytes(64 << 10)) for number in range(100))
     frames = Frames()
-    parser._answer(frames, Nested(xattrs=xattrs), "xattrs", "/")  # type: ignore[arg-type]
+    parser._answer(frames, Nested(xattrs=xattrs), "xattrs", "/")
     (entry,), (fault,) = frames.entries, frames.faults
     assert entry.xattrs == ()
     assert fault == Fault("/", "the attributes are too large together", True)
@@ -110,7 +110,7 @@ def test_damaged_attributes_are_told_from_a_damaged_file() -> None:
             raise UnsupportedFormatError("no")
 
     frames = Frames()
-    parser._answer(frames, Damaged(), "export", "/" + "/".join(["\udcff" * 255] * 256))  # type: ignore[arg-type]
+    parser._answer(frames, Damaged(), "export", "/" + "/".join(["\udcff" * 255] * 256))
     assert Fault(frames.entries[0].path, "no", attributes_only=True) in frames.faults
 
 

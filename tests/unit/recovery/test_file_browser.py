@@ -92,7 +92,7 @@ def guest(monkeypatch: pytest.MonkeyPatch) -> Guest:
                 "disk",
                 Partition(number, 0, 1, "linux", ""),
                 "",
-                number,  # type: ignore[arg-type]
+                number,
                 Content("ext4" if number < 100 else "xfs", "", f"u{number}"),
             )
             for number in volumes

@@ -17,7 +17,7 @@ from atoll.recovery.tree_writer import TreeWriter
 def entry(kind: EntryKind, inode: int = 12, nlink: int = 1, **more: object) -> Entry:
     me = {"uid": os.geteuid(), "gid": os.getegid()}
     values = {"size": 4, "mode": 0o755, "mtime_ns": 0, "atime_ns": 0, "ctime_ns": 0}
-    return Entry(path="/x", kind=kind, nlink=nlink, inode=inode, **(values | me | more))  # type: ignore[arg-type]
+    return Entry(path="/x", kind=kind, nlink=nlink, inode=inode, **(values | me | more))
 
 
 def test_nothing_is_written_through_a_symlink(tmp_path: Path) -> None:

@@ -7,10 +7,16 @@ from typing import Any
 from atoll.guests.interface import Thawed
 from atoll.model.consistency import Consistency, ConsistencyProof
 from atoll.model.errors import AgentUnavailableError
+from atoll.model.inventory import Inventory, LeftOutVm, VirtualMachine
 from atoll.model.points import RestorePoint
 from atoll.model.storage import GroupSnapshot, LunGroup
 from atoll.service.journal import Journal, RunRecord
-from atoll.service.retire import clean_up, needed_snapshots, retire_snapshots
+from atoll.service.retire import (
+    clean_up,
+    needed_snapshots,
+    points_of_known_vms,
+    retire_snapshots,
+)
 
 
 def point(vm: str, run: str, at: float, group: str = "prod") -> RestorePoint:
@@ -67,6 +73,13 @@ def test_each_vms_newest_point_keeps_its_snapshot() -> None:
         ("prod", "atoll-1-r2"),
         ("prod", "atoll-1-r3"),
     }
+
+
+def test_a_vm_is_gone_when_vcenter_neither_has_it_nor_leaves_it_out() -> None:
+    here = VirtualMachine("vm-1", "here", "here", "esx1", True, False, "debian", (), False, "")
+    inventory = Inventory((), (), (here,), (LeftOutVm("away", "disconnected"),))
+    points = [point(name, "r1", 1) for name in ("here", "away", "gone")]
+    assert points_of_known_vms(points, inventory) == points[:2]
 
 
 def test_retiring_leaves_what_is_needed_and_what_is_not_ours() -> None:
