@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 
 from atoll.model.extents import total_bytes
-from atoll.storage.drivers.embedded import EmbeddedEngine, create_pool
-from atoll.storage.drivers.embedded.pool import open_pool
+from atoll.storage.drivers.embedded import create_pool, open_embedded
+from atoll.storage.engine import ManagedEngine
 from atoll_lab.iscsi import IscsiLun
 from atoll_lab.iscsi.ordered_writer import OrderedWriter, is_one_instant, newest
-from atoll_lab.pool import create_loop_pool, destroy
+from atoll_lab.pool import create_loop_pool, destroy, image, snapshot_image
 from bench.report import Figure, figure, high_figure, publish, say
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -38,7 +38,7 @@ def main() -> None:
     try:
         root = create_loop_pool(directory, POOL_BYTES)
         create_pool(root, "bench")
-        engine = EmbeddedEngine("bench", root, durability="cache")
+        engine = open_embedded(root, durability="cache")
         try:
             figures = [
                 *_snapshots(engine),
@@ -55,7 +55,7 @@ def main() -> None:
     publish("storage", figures)
 
 
-def _snapshots(engine: EmbeddedEngine) -> list[Figure]:
+def _snapshots(engine: ManagedEngine) -> list[Figure]:
     figures = []
     for count in (1, 8, 64):
         say(f"snapshots of {count} LUNs")
@@ -77,7 +77,7 @@ def _snapshots(engine: EmbeddedEngine) -> list[Figure]:
     return figures
 
 
-def _take_snapshots(engine: EmbeddedEngine, group: str) -> list[float]:
+def _take_snapshots(engine: ManagedEngine, group: str) -> list[float]:
     seconds = []
     for number in range(SAMPLES):
         began = time.monotonic()
@@ -88,7 +88,7 @@ def _take_snapshots(engine: EmbeddedEngine, group: str) -> list[float]:
     return seconds
 
 
-def _changes(engine: EmbeddedEngine, root: Path) -> list[Figure]:
+def _changes(engine: ManagedEngine, root: Path) -> list[Figure]:
     """Against the size at a fixed change, and against the change at a fixed size."""
     cases = [
         ("changed_extents_8g_64m", 8 * GIB, 64 * MIB),
@@ -103,11 +103,11 @@ def _changes(engine: EmbeddedEngine, root: Path) -> list[Figure]:
         group = name.replace("_", "-")
         engine.create_group(group)
         engine.create_lun(group, "a", size)
-        image = open_pool(root).image(group, "a")
+        path = image(root, group, "a")
         # Something lies there before, as on a LUN in use.
-        _scatter(image, size, change, seed=1)
+        _scatter(path, size, change, seed=1)
         engine.snapshot_group(group, "older")
-        _scatter(image, size, change, seed=2)
+        _scatter(path, size, change, seed=2)
         engine.snapshot_group(group, "newer")
         seconds, found = [], []
         for _ in range(5):
@@ -122,11 +122,11 @@ def _changes(engine: EmbeddedEngine, root: Path) -> list[Figure]:
     return figures
 
 
-def _scatter(image: Path, size: int, total: int, seed: int) -> None:
+def _scatter(path: Path, size: int, total: int, seed: int) -> None:
     """Write `total` bytes in pieces of 4 to 64 KiB at places all over the image."""
     chosen = random.Random(seed)
     noise = chosen.randbytes(64 << 10)
-    with image.open("r+b") as file:
+    with path.open("r+b") as file:
         left = total
         while left > 0:
             length = min(left, 4096 * chosen.randrange(1, 17))
@@ -135,7 +135,7 @@ def _scatter(image: Path, size: int, total: int, seed: int) -> None:
         os.fsync(file.fileno())
 
 
-def _clones(engine: EmbeddedEngine) -> list[Figure]:
+def _clones(engine: ManagedEngine) -> list[Figure]:
     say("clones, presented")
     _group(engine, "origin", 8, GIB)
     engine.snapshot_group("origin", "s")
@@ -157,20 +157,20 @@ def _clones(engine: EmbeddedEngine) -> list[Figure]:
     ]
 
 
-def _reads(engine: EmbeddedEngine, root: Path) -> list[Figure]:
+def _reads(engine: ManagedEngine, root: Path) -> list[Figure]:
     """A gibibyte from a snapshot: by the engine, over iSCSI from a clone, and as a plain file."""
     say("reads")
     _group(engine, "read", 1, 2 * GIB)
     noise = os.urandom(MIB)
-    with open_pool(root).image("read", "l0").open("r+b") as image:
+    with image(root, "read", "l0").open("r+b") as file:
         for _ in range(READ_BYTES // MIB):
-            image.write(noise)
-        os.fsync(image.fileno())
+            file.write(noise)
+        os.fsync(file.fileno())
     engine.snapshot_group("read", "s")
     engine.clone("read", "s", "copy")
     portal = engine.present("copy", "l0", [HOST]).portals[0]
     plain, direct, over_iscsi = [], [], []
-    path = open_pool(root).snapshot_image("read", "s", "l0")
+    path = snapshot_image(root, "read", "s", "l0")
     for _ in range(7):
         with path.open("rb", buffering=0) as file:
             plain.append(_read_rate(partial(_pread, file.fileno())))
@@ -202,7 +202,7 @@ def _read_rate(read: Callable[[int, int], bytes]) -> float:
     return READ_BYTES / MIB / (time.monotonic() - began)
 
 
-def _atomicity(engine: EmbeddedEngine) -> list[Figure]:
+def _atomicity(engine: ManagedEngine) -> list[Figure]:
     say(f"{ATOMICITY_SNAPSHOTS} snapshots under a writer whose order tells")
     portals = _group(engine, "order", LOAD_LUNS, 16 * MIB)
     violations = 0
@@ -232,7 +232,7 @@ def _atomicity(engine: EmbeddedEngine) -> list[Figure]:
 _Portal = tuple[str, str]
 
 
-def _group(engine: EmbeddedEngine, group: str, count: int, size: int) -> list[_Portal]:
+def _group(engine: ManagedEngine, group: str, count: int, size: int) -> list[_Portal]:
     """A group of LUNs `l0`, `l1`, …, presented; (portal, target) of each."""
     engine.create_group(group)
     portals = []
@@ -243,7 +243,7 @@ def _group(engine: EmbeddedEngine, group: str, count: int, size: int) -> list[_P
     return portals
 
 
-def _remove(engine: EmbeddedEngine, group: str) -> None:
+def _remove(engine: ManagedEngine, group: str) -> None:
     for lun in next(each for each in engine.groups() if each.name == group).luns:
         engine.withdraw(group, lun.name)
     for snapshot in engine.snapshots(group):

@@ -9,7 +9,7 @@ from pathlib import Path
 from atoll.model.errors import AtollError
 from atoll.service.journal import Journal
 from atoll.settings import load_settings
-from atoll.storage.drivers.embedded import EmbeddedEngine
+from atoll.storage.engine import ManagedEngine
 from atoll.wiring import open_engine
 from atoll_lab.guests.qemu import kill
 from atoll_lab.places import Places
@@ -62,6 +62,6 @@ def stop_storage(where: Places) -> None:
         engine = open_engine(load_settings(where.settings))
     except AtollError:
         return  # no pool, so nothing of it runs
-    if isinstance(engine, EmbeddedEngine):
+    if isinstance(engine, ManagedEngine):
         engine.stop()
         shutil.rmtree(engine.runtime_directory, ignore_errors=True)

@@ -5,6 +5,10 @@ import subprocess
 from pathlib import Path
 
 from atoll.model.errors import StorageUnreachableError
+from atoll.storage.catalogue import Catalogue
+from atoll.storage.drivers.embedded.pool import open_pool
+from atoll.storage.targets.tgt.process import TargetProcess, find_process
+from atoll.storage.targets.tgt.tgt_socket import TgtSocket
 
 _IMAGE = "pool.btrfs"
 _MOUNTPOINT = "pool"
@@ -78,3 +82,25 @@ def _run(*command: str) -> str:
             f"{' '.join(command)} failed: {done.stderr.strip() or done.returncode}."
         )
     return done.stdout
+
+
+def image(root: Path, group: str, lun: str) -> Path:
+    """A LUN's bytes in the pool at `root`."""
+    pool = open_pool(root)
+    catalogue = Catalogue(pool.name, pool.records)
+    record = catalogue.known_group(group)
+    return pool.image(record.id, catalogue.known_lun(record, lun).volume)
+
+
+def snapshot_image(root: Path, group: str, snapshot: str, lun: str) -> Path:
+    """A LUN's bytes in a snapshot."""
+    pool = open_pool(root)
+    found, volume = Catalogue(pool.name, pool.records).snapshot_volume(group, lun, snapshot)
+    return pool.snapshot_image(found.id, volume)
+
+
+def daemon(root: Path, run: Path, group: str) -> TargetProcess | None:
+    """The tgtd of a group, whose sockets are in `run`; the caller closes it."""
+    pool = open_pool(root)
+    record = Catalogue(pool.name, pool.records).known_group(group)
+    return find_process(TgtSocket(run / f"{record.id}.tgt"))

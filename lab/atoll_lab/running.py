@@ -8,7 +8,7 @@ from pathlib import Path
 
 from atoll.model.errors import ConfigurationError
 from atoll.settings import load_settings
-from atoll.storage.drivers.embedded import EmbeddedEngine
+from atoll.storage.engine import ManagedEngine
 from atoll.wiring import open_engine
 from atoll_lab.guests.control import GuestShell
 from atoll_lab.places import Places, places
@@ -29,7 +29,7 @@ class Lab:
 
     places: Places
     record: LabRecord
-    engine: EmbeddedEngine
+    engine: ManagedEngine
     control: Control
 
     def shell(self, vm: str) -> GuestShell:
@@ -50,7 +50,7 @@ def open_lab(name: str) -> Iterator[Lab]:
         raise ConfigurationError(f"There is no lab called {name}; `atoll lab up {name}` makes one.")
     settings = load_settings(where.settings)
     engine = open_engine(settings)
-    if not isinstance(engine, EmbeddedEngine):
+    if not isinstance(engine, ManagedEngine):
         raise ConfigurationError(f"{where.settings} names another storage than the lab's own.")
     yield Lab(where, record, engine, Control(where.vcenter))
 

@@ -17,15 +17,14 @@ from atoll.model.errors import AgentUnavailableError, ConfigurationError
 from atoll.repository.keys import KeyFile, create_key_file
 from atoll.repository.repository import Repository
 from atoll.settings import load_settings
-from atoll.storage.drivers.embedded import EmbeddedEngine, create_pool
-from atoll.storage.drivers.embedded.pool import open_pool
-from atoll.wiring import open_agents, open_engine
+from atoll.storage.engine import ManagedEngine
+from atoll.wiring import create_system, open_agents, open_engine
 from atoll_lab import blueprint
 from atoll_lab.errors import LabError
 from atoll_lab.guests.image import guest_disks
 from atoll_lab.guests.qemu import GuestSpec, IscsiDisk, start
 from atoll_lab.places import Places
-from atoll_lab.pool import create_loop_pool
+from atoll_lab.pool import create_loop_pool, image
 from atoll_lab.running import LabRecord, read_record, write_record
 from atoll_lab.vcenter.control import Control, ControlError, NewDisk
 from atoll_lab.vmfs import Volume, format_volume
@@ -120,12 +119,12 @@ budget_seconds = 20
     temporary.rename(where.settings)
 
 
-def _storage(where: Places, say: Say) -> EmbeddedEngine:
-    create_pool(
-        create_loop_pool(where.storage, blueprint.POOL_BYTES), f"{blueprint.STORAGE}-{where.name}"
-    )
-    engine = open_engine(load_settings(where.settings))
-    if not isinstance(engine, EmbeddedEngine):
+def _storage(where: Places, say: Say) -> ManagedEngine:
+    create_loop_pool(where.storage, blueprint.POOL_BYTES)
+    settings = load_settings(where.settings)
+    create_system(settings.storage[0])
+    engine = open_engine(settings)
+    if not isinstance(engine, ManagedEngine):
         raise ConfigurationError(f"{where.settings} names another storage than the lab's own.")
     for line in engine.reconcile():
         say(line)
@@ -143,11 +142,12 @@ def _storage(where: Places, say: Say) -> EmbeddedEngine:
     return engine
 
 
-def _fill_volumes(where: Places, engine: EmbeddedEngine) -> None:
+def _fill_volumes(where: Places, engine: ManagedEngine) -> None:
     """Format the LUNs and put the guests' disks on them; from the start if it was cut short."""
     luns = {lun.name: lun for group in engine.groups() for lun in group.luns}
-    pool = open_pool(where.pool)
-    images = {plan.datastore: pool.image(blueprint.GROUP, plan.name) for plan in blueprint.LUNS}
+    images = {
+        plan.datastore: image(where.pool, blueprint.GROUP, plan.name) for plan in blueprint.LUNS
+    }
     for plan in blueprint.LUNS:
         naa = bytes.fromhex(luns[plan.name].naa.removeprefix("naa."))
         format_volume(images[plan.datastore], plan.size_bytes, plan.datastore, naa)
@@ -190,7 +190,7 @@ def _vmx(where: Places, vm: blueprint.VmPlan) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _vcenter(where: Places, engine: EmbeddedEngine) -> Control:
+def _vcenter(where: Places, engine: ManagedEngine) -> Control:
     where.vcenter.mkdir(exist_ok=True)
     control = Control(where.vcenter)
     if not _answers(control):
@@ -271,7 +271,7 @@ def _boot(
     where: Places,
     vm: blueprint.VmPlan,
     record: LabRecord,
-    engine: EmbeddedEngine,
+    engine: ManagedEngine,
     control: Control,
     config_drive: Path,
 ) -> None:
@@ -279,11 +279,10 @@ def _boot(
     presented = {item.lun: item for item in engine.presentations()}
     lun_of = {plan.datastore: plan.name for plan in blueprint.LUNS}
     iqn = next(host.iqn for host in blueprint.HOSTS if host.name == vm.host)
-    pool = open_pool(where.pool)
     disks = []
     for number, disk in enumerate(vm.disks):
         lun = lun_of[disk.datastore]
-        with Volume(pool.image(blueprint.GROUP, lun)) as volume:
+        with Volume(image(where.pool, blueprint.GROUP, lun)) as volume:
             extents = volume.extents(f"/{vmdk_path(vm, number)}")
         if len(extents) != 1:
             raise LabError(f"Disk {disk.label} of {vm.name} is not in one piece on {lun}.")

@@ -2,20 +2,23 @@
 
 import os
 import tomllib
-from ipaddress import IPv4Address
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Self, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    IPvAnyAddress,
+    PrivateAttr,
     ValidationError,
     model_validator,
 )
 
 from atoll.model.errors import ConfigurationError
+
+Section = TypeVar("Section")
+Model = TypeVar("Model", bound=BaseModel)
 
 SEARCH = (Path("atoll.toml"), Path("/etc/atoll/atoll.toml"))
 
@@ -39,16 +42,55 @@ class VCenterSection(_Section):
     thumbprint: str | None = None
 
 
-class StorageSection(_Section):
-    """A storage system. `root` is the embedded engine's pool directory, `portal_address` the one
-    of this machine's addresses that hosts reach its LUNs at."""
+class ChapSection(_Section):
+    """The account of one iSCSI initiator; the secret is the first line of its file."""
+
+    initiator: str
+    user: str = Field(pattern=r"^[A-Za-z0-9.:_-]{1,63}$")
+    secret_file: Path
+
+
+class MutualChapSection(_Section):
+    """What targets answer with to the initiators that have an account."""
+
+    user: str = Field(pattern=r"^[A-Za-z0-9.:_-]{1,63}$")
+    secret_file: Path
+
+
+class StorageSection(BaseModel):
+    """A storage system: what holds for all, and in `options` what its driver knows.
+
+    In the file both stand side by side. `reserve_bytes` stay free in the pool;
+    `overcommit_limit` is the most that LUNs may promise for each byte there is.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")
-    driver: Literal["embedded"]
-    root: Path
+    driver: str
     reserve_bytes: int = Field(default=1 << 30, ge=0)
-    durability: Literal["cache", "disk"] = "disk"
-    portal_address: IPvAnyAddress = IPv4Address("127.0.0.1")
+    overcommit_limit: float | None = Field(default=None, gt=0)
+    warning_used: float = Field(default=0.80, gt=0, le=1)
+    critical_used: float = Field(default=0.90, gt=0, le=1)
+    grace_days: float = Field(default=7.0, ge=0)
+    chap: tuple[ChapSection, ...] = ()
+    mutual_chap: MutualChapSection | None = None
+
+    _base: Path = PrivateAttr(default=Path())
+
+    @property
+    def base(self) -> Path:
+        """The directory that relative paths in `options` are taken from."""
+        return self._base
+
+    def set_base(self, base: Path) -> None:
+        """Say where the file lies."""
+        self._base = base
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The driver's own settings, as the file has them."""
+        return dict(self.model_extra or {})
 
 
 class RepositorySection(_Section):
@@ -67,7 +109,7 @@ class AgentsSection(_Section):
 class DirectorSection(_Section):
     """How long guests may be held, and where runs are recorded."""
 
-    state_directory: Path
+    state_directory: Path = Path("/var/lib/atoll/director")
     lease_seconds: float = Field(default=10.0, ge=1, le=60)
     budget_seconds: float = Field(default=5.0, gt=0, le=60)
 
@@ -80,13 +122,20 @@ class DirectorSection(_Section):
 
 
 class Settings(_Section):
-    """The whole file."""
+    """The whole file. A machine that only serves storage has `storage` alone; see `needed`."""
 
-    vcenter: VCenterSection
-    storage: tuple[StorageSection, ...]
-    repository: RepositorySection
-    agents: AgentsSection
-    director: DirectorSection
+    storage: tuple[StorageSection, ...] = Field(min_length=1)
+    vcenter: VCenterSection | None = None
+    repository: RepositorySection | None = None
+    agents: AgentsSection | None = None
+    director: DirectorSection = DirectorSection()
+
+    @model_validator(mode="after")
+    def _storage_names_differ(self) -> Self:
+        names = [system.name for system in self.storage]
+        if len(set(names)) < len(names):
+            raise ValueError("two storage systems have the same name")
+        return self
 
 
 def load_settings(path: Path | None = None) -> Settings:
@@ -109,6 +158,16 @@ def load_settings(path: Path | None = None) -> Settings:
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigurationError(f"{source}: {where}: {first['msg']}.") from error
     return _anchored(settings, source.resolve().parent)
+
+
+def needed(section: Section | None, name: str) -> Section:
+    """A section of the settings; ConfigurationError when the file has none of that name."""
+    if section is None:
+        raise ConfigurationError(
+            f"The settings have no section [{name}], which this command needs; add it "
+            "(docs/operations/site.md shows a whole file)."
+        )
+    return section
 
 
 def read_secret(path: Path) -> str:
@@ -136,34 +195,33 @@ def _find(path: Path | None) -> Path:
 
 
 def _anchored(settings: Settings, base: Path) -> Settings:
-    def at(path: Path) -> Path:
-        return base / path
+    """The same with every path absolute; those of storage drivers are anchored where they are read."""
+    anchored: Settings = _absolute(settings, base)
+    repository = anchored.repository
+    if repository is not None and "://" not in repository.location:
+        location = str(base / repository.location)
+        repository = repository.model_copy(update={"location": location})
+        anchored = anchored.model_copy(update={"repository": repository})
+    for system in anchored.storage:
+        system.set_base(base)
+    return anchored
 
-    vcenter, repository = settings.vcenter, settings.repository
-    return settings.model_copy(
-        update={
-            "vcenter": vcenter.model_copy(
-                update={
-                    "password_file": at(vcenter.password_file),
-                    "ca_file": at(vcenter.ca_file) if vcenter.ca_file else None,
-                }
-            ),
-            "storage": tuple(
-                system.model_copy(update={"root": at(system.root)}) for system in settings.storage
-            ),
-            "repository": repository.model_copy(
-                update={
-                    "location": repository.location
-                    if "://" in repository.location
-                    else str(at(Path(repository.location))),
-                    "key_file": at(repository.key_file),
-                }
-            ),
-            "agents": settings.agents.model_copy(
-                update={"directory": at(settings.agents.directory)}
-            ),
-            "director": settings.director.model_copy(
-                update={"state_directory": at(settings.director.state_directory)}
-            ),
-        }
-    )
+
+def absolute_paths(model: Model, base: Path) -> Model:
+    """A copy of `model` whose relative paths, at any depth, are taken from `base`."""
+    copy: Model = _absolute(model, base)
+    return copy
+
+
+def _absolute(value: Any, base: Path) -> Any:
+    if isinstance(value, Path):
+        return base / value
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        update = {name: _absolute(getattr(value, name), base) for name in fields}
+        return value.model_copy(update=update)
+    if isinstance(value, Mapping):
+        return {key: _absolute(each, base) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_absolute(each, base) for each in value)
+    return value

@@ -3,23 +3,41 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any, cast
+
+from pydantic import ValidationError
 
 from atoll.director.capture import HoldPolicy
 from atoll.guests.authority import Authority
 from atoll.guests.channel import open_channels
 from atoll.guests.interface import GuestAgent
 from atoll.guests.registry import AgentRegistry
-from atoll.model.errors import ConfigurationError
+from atoll.model.errors import ConfigurationError, StorageUnreachableError
 from atoll.repository.keys import KeyFile, create_key_file
 from atoll.repository.repository import Repository
 from atoll.service.journal import Journal
 from atoll.service.site import Site
-from atoll.settings import Settings, StorageSection, load_settings, read_secret
-from atoll.storage.drivers.embedded import EmbeddedEngine, create_pool
+from atoll.settings import (
+    Settings,
+    StorageSection,
+    absolute_paths,
+    load_settings,
+    needed,
+    read_secret,
+)
+from atoll.storage.backend import Chap, Driver
+from atoll.storage.drivers import DRIVERS
+from atoll.storage.engine import ManagedEngine, Rules
+from atoll.storage.federation import as_one
 from atoll.storage.interface import StorageEngine
+from atoll.storage.records import Records
+from atoll.storage.thresholds import Thresholds
 from atoll.vsphere.client import VCenter
 from atoll.vsphere.settings import VCenterSettings
+
+_RECORDS = "records.sqlite"
 
 
 def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
@@ -38,7 +56,7 @@ def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
         engine=cache(partial(open_engine, settings)),
         repository=cache(repository),
         agents=cache(partial(open_agents, settings)),
-        authority=cache(partial(Authority.open, settings.agents.directory)),
+        authority=cache(lambda: Authority.open(needed(settings.agents, "agents").directory)),
         journal=cache(partial(Journal, settings.director.state_directory)),
         hold=HoldPolicy(
             lease_seconds=settings.director.lease_seconds,
@@ -50,36 +68,102 @@ def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
     )
 
 
-def create_storage(config: Path | None) -> tuple[str, Path]:
-    """Make the directory of the settings' storage system a pool; its name and the directory."""
-    system = _system(load_settings(config))
-    create_pool(system.root, system.name)
-    return system.name, system.root
-
-
 def open_engine(settings: Settings) -> StorageEngine:
-    """The site's storage system."""
-    system = _system(settings)
-    return EmbeddedEngine(
+    """The site's storage: its one system, or all of them as one."""
+    return as_one([open_system(system) for system in settings.storage])
+
+
+def open_system(system: StorageSection) -> ManagedEngine:
+    """The engine of one storage system, which was prepared by `create_system`."""
+    driver, options = _driver(system)
+    directory = driver.state_directory(system.name, options)
+    records = Records(directory / _RECORDS)
+    if not records.exists():
+        raise StorageUnreachableError(
+            f"Storage system {system.name} has no records in {directory}; mount what is to be "
+            "there, or prepare the system with `atoll storage init`."
+        )
+    return ManagedEngine(
         system.name,
-        system.root,
-        portal_address=str(system.portal_address),
-        reserve_bytes=system.reserve_bytes,
-        durability=system.durability,
+        records,
+        lambda place: driver.open_backend(system.name, options, place),
+        _rules(system),
     )
 
 
-def _system(settings: Settings) -> StorageSection:
-    if len(settings.storage) != 1:
+def create_storage(config: Path | None, system: str | None) -> list[tuple[str, Path]]:
+    """Prepare the storage systems of the settings, or the one named: names and records' places."""
+    systems = load_settings(config).storage
+    chosen = [one for one in systems if system in (None, one.name)]
+    if not chosen:
         raise ConfigurationError(
-            f"{len(settings.storage)} storage systems are configured; this version works with one."
+            f"The settings have no storage system {system}, only "
+            f"{', '.join(one.name for one in systems)}."
         )
-    return settings.storage[0]
+    return [(one.name, create_system(one)) for one in chosen]
+
+
+def create_system(system: StorageSection) -> Path:
+    """Prepare a storage system, once for all; where its records are. Repeatable."""
+    driver, options = _driver(system)
+    driver.create(system.name, options)
+    directory = driver.state_directory(system.name, options)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    Records(directory / _RECORDS).create()
+    return directory
+
+
+def _driver(system: StorageSection) -> tuple[Driver, Any]:
+    """The driver's module and its settings, read and anchored."""
+    if system.driver not in DRIVERS:
+        raise ConfigurationError(
+            f"Storage system {system.name}: there is no driver {system.driver!r}, only "
+            f"{', '.join(sorted(DRIVERS))}."
+        )
+    driver = cast(Driver, import_module(DRIVERS[system.driver]))
+    try:
+        options = driver.Settings.model_validate(system.options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigurationError(
+            f"Storage system {system.name}: {where}: {first['msg']}."
+        ) from error
+    return driver, absolute_paths(options, system.base)
+
+
+def _rules(system: StorageSection) -> Rules:
+    mutual = system.mutual_chap
+    accounts = {
+        account.initiator: Chap(
+            account.user,
+            _chap_secret(account.secret_file),
+            mutual.user if mutual else None,
+            _chap_secret(mutual.secret_file) if mutual else None,
+        )
+        for account in system.chap
+    }
+    return Rules(
+        reserve_bytes=system.reserve_bytes,
+        overcommit_limit=system.overcommit_limit,
+        thresholds=Thresholds(system.warning_used, system.critical_used),
+        grace_seconds=system.grace_days * 86400,
+        chap=accounts,
+    )
+
+
+def _chap_secret(path: Path) -> str:
+    secret = read_secret(path)
+    if not 12 <= len(secret) <= 16 or not secret.isascii() or "," in secret:
+        raise ConfigurationError(
+            f"The CHAP secret in {path} must have 12 to 16 ASCII characters and no comma."
+        )
+    return secret
 
 
 def open_vcenter(settings: Settings) -> VCenter:
     """A session with vCenter."""
-    vcenter = settings.vcenter
+    vcenter = needed(settings.vcenter, "vcenter")
     return VCenter.connect(
         VCenterSettings(
             host=vcenter.host,
@@ -94,20 +178,22 @@ def open_vcenter(settings: Settings) -> VCenter:
 
 def open_repository(settings: Settings) -> Repository:
     """The repository, which must exist (`atoll repo init`)."""
-    return Repository.open(settings.repository.location, KeyFile(settings.repository.key_file))
+    repository = needed(settings.repository, "repository")
+    return Repository.open(repository.location, KeyFile(repository.key_file))
 
 
 def create_repository(config: Path | None) -> Repository:
     """A new repository where the settings say, with a new key file unless there is one."""
-    settings = load_settings(config)
-    key = settings.repository.key_file
+    repository = needed(load_settings(config).repository, "repository")
+    key = repository.key_file
     source = KeyFile(key) if key.exists() else create_key_file(key)
-    return Repository.create(settings.repository.location, source)
+    return Repository.create(repository.location, source)
 
 
 def open_agents(settings: Settings) -> Mapping[str, GuestAgent]:
     """A channel to each enrolled agent by instance UUID; nothing is connected yet."""
-    agents = AgentRegistry(settings.agents.directory).agents()
+    directory = needed(settings.agents, "agents").directory
+    agents = AgentRegistry(directory).agents()
     if not agents:
         return {}
-    return open_channels(agents, Authority.open(settings.agents.directory).credentials)
+    return open_channels(agents, Authority.open(directory).credentials)

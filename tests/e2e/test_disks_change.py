@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from atoll.storage.drivers.embedded.pool import open_pool
 from atoll_lab.iscsi import IscsiLun
+from atoll_lab.pool import image, snapshot_image
 from atoll_lab.vcenter.control import NewDisk
 from atoll_lab.vmfs import Volume
 from live_lab import GROUP, LiveLab
@@ -49,7 +49,7 @@ class ColdVm:
 
     def __init__(self, lab: LiveLab) -> None:
         self.lab = lab
-        self.image = open_pool(lab.places.pool).image(GROUP, "lun2")
+        self.image = image(lab.places.pool, GROUP, "lun2")
 
     def volume(self) -> Volume:
         """The VMFS volume, as a host that has it mounted."""
@@ -98,7 +98,7 @@ class ColdVm:
 
     def assert_is_the_snapshot(self, point: Any, tmp_path: Path) -> None:
         """Every disk of the point is, byte for byte, what lies on the storage snapshot."""
-        snapshot = open_pool(self.lab.places.pool).snapshot_image(GROUP, point["snapshot"], "lun2")
+        snapshot = snapshot_image(self.lab.places.pool, GROUP, point["snapshot"], "lun2")
         for disk in point["disks"]:
             target = tmp_path / f"{point['run']}-{disk['label']}.raw"
             reference = f"{VM}@{point['run']}"

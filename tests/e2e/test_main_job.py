@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from main_job import RATE, Round, assert_app_consistent, assert_proven, back_up
 
-from atoll.storage.drivers.embedded.pool import open_pool
 from atoll_lab.load import Loads
+from atoll_lab.pool import image, snapshot_image
 from atoll_lab.vmfs import Volume
 from live_lab import GROUP, LUNS, VMS, LiveLab
 
@@ -135,10 +135,11 @@ def test_disks_come_back_byte_for_byte(lab: LiveLab, job: Job, tmp_path: Path) -
         check=False,
     )
     assert compared.returncode == 0, compared.stdout + compared.stderr
-    pool = open_pool(lab.places.pool)
-    with Volume(pool.image(GROUP, "lun2")) as volume:
+    with Volume(image(lab.places.pool, GROUP, "lun2")) as volume:
         (extent,) = volume.extents("/db1/db1_2.vmdk")
-    snapshot = pool.snapshot_image(GROUP, job.increment.result["snapshot"]["name"], "lun2")
+    snapshot = snapshot_image(
+        lab.places.pool, GROUP, job.increment.result["snapshot"]["name"], "lun2"
+    )
     assert raw.stat().st_size == extent.length
     with raw.open("rb") as ours, snapshot.open("rb") as truth:
         truth.seek(extent.lun_offset)

@@ -14,8 +14,8 @@ from typing import Any
 from atoll.guests.interface import GuestAgent
 from atoll.model.errors import AtollError
 from atoll.settings import load_settings
-from atoll.storage.drivers.embedded import EmbeddedEngine
-from atoll.storage.drivers.embedded.pool import open_pool
+from atoll.storage.engine import ManagedEngine
+from atoll.storage.locks import Locks
 from atoll.wiring import open_agents, open_engine
 from atoll_lab import blueprint
 from atoll_lab.guests.control import GuestShell
@@ -85,7 +85,7 @@ class LiveLab:
         return self.lab.places
 
     @property
-    def engine(self) -> EmbeddedEngine:
+    def engine(self) -> ManagedEngine:
         """Its storage."""
         return self.lab.engine
 
@@ -229,13 +229,13 @@ def remains(name: str, runtime: Path | None = None) -> list[str]:
 def runtime_directory(name: str) -> Path:
     """Where the storage daemons of a lab that is up keep their sockets."""
     engine = open_engine(load_settings(places(name).settings))
-    assert isinstance(engine, EmbeddedEngine)
+    assert isinstance(engine, ManagedEngine)
     return engine.runtime_directory
 
 
 def lock_group(live: LiveLab) -> Any:
     """Keep the LUN group from changing while the block lasts: a snapshot waits, guests held."""
-    return open_pool(live.places.pool).lock(GROUP)
+    return Locks(runtime_directory(live.places.name)).held(GROUP)
 
 
 def agent_state(agent: GuestAgent) -> str:

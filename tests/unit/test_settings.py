@@ -38,7 +38,8 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_relative_paths_are_taken_from_the_file(tmp_path: Path) -> None:
     settings = load_settings(write(tmp_path, GOOD))
-    assert settings.storage[0].root == tmp_path / "pool"
+    assert settings.storage[0].base == tmp_path
+    assert settings.storage[0].options == {"root": "pool"}
     assert settings.repository.location == str(tmp_path / "repo")
     assert settings.repository.key_file == Path("/keys/repo.key")
     assert settings.vcenter.port == 443
@@ -65,7 +66,7 @@ def test_no_settings_at_all_says_where_they_may_be(
         (GOOD.replace('host = "127.0.0.1"', ""), "vcenter.host"),
         (GOOD + "lease_seconds = 600\n", "lease_seconds"),
         (GOOD + "lease = 6\n", "lease"),
-        (GOOD.replace('"embedded"', '"tape"'), "driver"),
+        (GOOD.replace('name = "san1"', 'name = "San 1"'), "storage.0.name"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:

@@ -1,12 +1,15 @@
-"""An iSCSI initiator in user space, for simulated ESX hosts and tests: libiscsi through ctypes."""
+"""iSCSI for simulated ESX hosts and tests: Atoll's own initiator, and a writer to watch order with."""
 
-from atoll_lab.iscsi.errors import (
+from atoll.storage.initiator import (
     InitiatorRefusedError,
+    Inquiry,
     IscsiError,
+    IscsiLun,
     ScsiCommandError,
+    Target,
     TargetUnreachableError,
+    discover,
 )
-from atoll_lab.iscsi.initiator import Inquiry, IscsiLun, Target, discover
 
 __all__ = [
     "InitiatorRefusedError",

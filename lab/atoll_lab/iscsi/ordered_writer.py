@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from atoll.model.readers import BlockReader
-from atoll_lab.iscsi.initiator import IscsiLun
+from atoll.storage.initiator import IscsiLun
 
 BLOCK = 4096
 _SLOTS = 64

@@ -1,18 +1,13 @@
 """The real storage network: iSCSI through libiscsi, with each host's own initiator name."""
 
-import ctypes
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 
 from atoll.model.errors import StorageUnreachableError
-from atoll_lab.iscsi import IscsiError, IscsiLun, discover
-from atoll_lab.iscsi.library import NORMAL_SESSION, Task, library
+from atoll.storage.initiator import IscsiError, IscsiLun, discover, lun_numbers
 from atoll_lab.vcenter.fabric import LunHandle, ScsiIdentity
 
 _TIMEOUT_SECONDS = 20
-_REPORT_BYTES = 8 + 8 * 256
 _NO_NAME = "naa."
 
 
@@ -55,63 +50,13 @@ class IscsiFabric:
 
     def luns(self, portal: str, target: str, initiator: str) -> Sequence[int]:
         """REPORT LUNS; LUN 0 is left out, tgt keeps its controller there."""
-        lib = library()
-        context = lib.iscsi_create_context(initiator.encode())
-        try:
-            lib.iscsi_set_session_type(context, NORMAL_SESSION)
-            lib.iscsi_set_targetname(context, target.encode())
-            lib.iscsi_set_timeout(context, _TIMEOUT_SECONDS)
-            failed = lib.iscsi_connect_sync(context, portal.encode()) or lib.iscsi_login_sync(
-                context
-            )
-            if failed:
-                raise StorageUnreachableError(
-                    f"{target} at {portal} refused {initiator}: {_said(context)}."
-                )
-            task = _report_luns()(context, 0, _REPORT_BYTES)
-            if not task:
-                raise StorageUnreachableError(
-                    f"{target} at {portal} did not report its LUNs: {_said(context)}."
-                )
-            try:
-                answer = task.contents
-                if answer.status:
-                    raise StorageUnreachableError(
-                        f"{target} at {portal} failed REPORT LUNS with status {answer.status:#x}."
-                    )
-                data = ctypes.string_at(answer.datain.data, answer.datain.size)
-            finally:
-                lib.scsi_free_scsi_task(task)
-            lib.iscsi_logout_sync(context)
-            return list(_numbers(data))
-        finally:
-            lib.iscsi_destroy_context(context)
+        with _reworded():
+            numbers = lun_numbers(portal, target, initiator, timeout_seconds=_TIMEOUT_SECONDS)
+        return [number for number in numbers if number]
 
     def open(self, portal: str, target: str, lun: int, initiator: str) -> LunHandle:
         """Log in to one LUN."""
         return _Handle(portal, target, lun, initiator)
-
-
-def _numbers(data: bytes) -> Iterator[int]:
-    """LUN numbers of a REPORT LUNS answer (SPC-4, 6.33; SAM-5, 4.7.7: peripheral and flat)."""
-    length = struct.unpack_from(">I", data)[0]
-    for at in range(8, min(8 + length, len(data) - 7), 8):
-        number = struct.unpack_from(">H", data, at)[0] & 0x3FFF
-        if number:
-            yield number
-
-
-@cache
-def _report_luns() -> "ctypes._FuncPointer":
-    function = library().iscsi_reportluns_sync
-    function.restype = ctypes.POINTER(Task)
-    function.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
-    return function
-
-
-def _said(context: int) -> str:
-    said: bytes = library().iscsi_get_error(context) or b""
-    return said.decode(errors="replace").strip().rstrip(".") or "no reason given"
 
 
 @contextmanager

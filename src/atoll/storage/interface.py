@@ -5,7 +5,16 @@ from typing import Protocol
 
 from atoll.model.extents import Extent
 from atoll.model.readers import BlockReader
-from atoll.model.storage import GroupSnapshot, Lun, LunGroup, PoolCapacity, Presentation
+from atoll.model.storage import (
+    Capabilities,
+    GroupSnapshot,
+    Lun,
+    LunGroup,
+    PoolAlarm,
+    PoolCapacity,
+    PoolDevice,
+    Presentation,
+)
 
 
 class StorageEngine(Protocol):
@@ -23,8 +32,33 @@ class StorageEngine(Protocol):
         """The storage system's name in the settings."""
         ...
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this engine can do."""
+        ...
+
     def capacity(self) -> PoolCapacity:
         """How full the pool is."""
+        ...
+
+    def alarms(self) -> Sequence[PoolAlarm]:
+        """Thresholds of the pool that were passed, the worst first."""
+        ...
+
+    def devices(self) -> Sequence[PoolDevice]:
+        """The pool's disks; StorageConflictError where the engine does not manage them."""
+        ...
+
+    def add_device(self, path: str) -> None:
+        """Give the pool another empty disk while it is in use."""
+        ...
+
+    def remove_device(self, path: str) -> None:
+        """Move all data off a disk and let it go, while the pool is in use.
+
+        Takes as long as the data; cut short, it is repeated. PoolFullError, before
+        anything moves, when the other disks have no room for it.
+        """
         ...
 
     def groups(self) -> Sequence[LunGroup]:
@@ -35,8 +69,12 @@ class StorageEngine(Protocol):
         """An empty LUN group."""
         ...
 
-    def delete_group(self, group: str) -> None:
-        """Remove a group and its LUNs; StorageConflictError while presented or with snapshots."""
+    def delete_group(self, group: str, *, force: bool = False) -> None:
+        """Remove a group and its LUNs.
+
+        StorageConflictError while presented or with snapshots; with `force` both go
+        first, unless a clone stands on a snapshot.
+        """
         ...
 
     def create_lun(self, group: str, lun: str, size_bytes: int) -> Lun:
@@ -47,15 +85,31 @@ class StorageEngine(Protocol):
         """Make a LUN larger while it is in use; never shrinks."""
         ...
 
-    def delete_lun(self, group: str, lun: str) -> None:
-        """Remove a LUN; StorageConflictError while presented."""
+    def rename_lun(self, group: str, lun: str, name: str) -> Lun:
+        """Another name; identity, target and data stay, and so do older snapshots' names for it."""
+        ...
+
+    def move_lun(self, group: str, lun: str, to: str) -> Lun:
+        """Put a LUN into another group, with its identity. StorageConflictError while presented.
+
+        Snapshots of the group it leaves keep what they hold of it.
+        """
+        ...
+
+    def delete_lun(self, group: str, lun: str, *, force: bool = False) -> None:
+        """Remove a LUN; StorageConflictError while presented or held by a snapshot of its group.
+
+        With `force` it is withdrawn first, and snapshots keep what they hold of it.
+        """
         ...
 
     def require_room(self, group: str) -> None:
         """Raise PoolFullError when `snapshot_group` would now, so that nobody is held for nothing."""
         ...
 
-    def snapshot_group(self, group: str, name: str) -> GroupSnapshot:
+    def snapshot_group(
+        self, group: str, name: str, expires_at: float | None = None
+    ) -> GroupSnapshot:
         """Snapshot all LUNs of a group at one instant.
 
         A write acknowledged on LUN A before another is issued on LUN B is never
@@ -73,8 +127,26 @@ class StorageEngine(Protocol):
         """Remove a snapshot; StorageConflictError while a clone of it exists."""
         ...
 
-    def clone(self, group: str, snapshot: str, clone: str) -> LunGroup:
-        """A writable copy of a snapshot in constant time, as a group of LUNs with identities of their own."""
+    def keep_snapshot(
+        self, group: str, name: str, expires_at: float | None = None
+    ) -> GroupSnapshot:
+        """Say when a snapshot may go (seconds since the epoch); None is never."""
+        ...
+
+    def expire_snapshots(self) -> Sequence[str]:
+        """Delete the snapshots whose time is over, but for those with clones; `group@name` of each."""
+        ...
+
+    def revert_group(self, group: str, snapshot: str) -> LunGroup:
+        """Make every LUN what it was in a snapshot, size and all; later snapshots stay.
+
+        StorageConflictError while a LUN is presented, or when one is not in the
+        snapshot. Once begun it is carried through, by the next call at the latest.
+        """
+        ...
+
+    def clone(self, group: str, snapshot: str, clone: str, *, read_only: bool = False) -> LunGroup:
+        """A copy of a snapshot in constant time, as a group of LUNs with identities of their own."""
         ...
 
     def delete_clone(self, clone: str) -> None:
@@ -82,7 +154,10 @@ class StorageEngine(Protocol):
         ...
 
     def present(self, group: str, lun: str, initiators: Sequence[str]) -> Presentation:
-        """Let exactly these initiators (IQNs) reach the LUN, replacing the list before."""
+        """Let exactly these initiators reach the LUN, replacing the list before.
+
+        IQNs, or `naa.` and a WWPN in 16 hex digits for Fibre Channel.
+        """
         ...
 
     def withdraw(self, group: str, lun: str) -> None:
@@ -106,5 +181,9 @@ class StorageEngine(Protocol):
         ...
 
     def reconcile(self) -> Sequence[str]:
-        """Bring the engine in line with its records after a crash; returns one sentence per repair."""
+        """Bring the engine in line with its records after a crash; one sentence per repair.
+
+        What no record explains is told of, and removed when that was so for the
+        grace time; what is recorded and gone is told of and kept in the records.
+        """
         ...

@@ -1,59 +1,104 @@
-"""Every storage engine the suite runs over: a new one adds a line to ENGINES."""
+"""Every storage engine the suite runs over: a new one adds a line to ENGINES.
 
-import shutil
-from collections.abc import Callable, Iterator
+An engine's line stands its system up, empty, yields the driver's part of a `[[storage]]` section,
+and takes the system down.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from atoll.model.storage import Portal
-from atoll.storage.drivers.embedded import EmbeddedEngine, create_pool
-from atoll.storage.interface import StorageEngine
+from atoll.settings import StorageSection
+from atoll.storage.backend import Chap
+from atoll.storage.engine import ManagedEngine
+from atoll.wiring import create_system, open_system
 from atoll_lab.iscsi import IscsiLun
 from atoll_lab.pool import create_loop_pool, destroy
 
 ESX1 = "iqn.1998-01.com.vmware:esx1"
 ESX2 = "iqn.1998-01.com.vmware:esx2"
+ESX3 = "iqn.1998-01.com.vmware:esx3"
+"""The one that has a CHAP account."""
+CHAP = Chap("esx3", "three-secret-3", "suite", "answer-of-suite")
+
+MIB = 1 << 20
 
 
 @dataclass
 class Storage:
-    """An engine under test, and `reopen`, which gives it anew as after a restart of the caller."""
+    """A storage system under test; engines are opened anew as after a restart of the caller."""
 
-    engine: StorageEngine
-    reopen: Callable[[], StorageEngine]
-    full: Callable[[], StorageEngine]
+    section: StorageSection
+    engine: ManagedEngine
     names: Iterator[int] = field(default_factory=count)
+
+    @property
+    def size(self) -> int:
+        """A small size that the engine's LUNs can have, at least 16 MiB."""
+        unit = self.engine.capabilities.unit_bytes
+        return -(-16 * MIB // unit) * unit
+
+    def reopen(self, **rules: Any) -> ManagedEngine:
+        """The same with other rules, which are keys of the settings."""
+        return open_system(self.section.model_copy(update=rules))
 
     def fresh(self) -> str:
         """A group name not used before."""
         return f"group-{next(self.names)}"
 
-    def open(self, portal: Portal, initiator: str = ESX1) -> IscsiLun:
+    def open(self, portal: Portal, initiator: str = ESX1, chap: Chap | None = None) -> IscsiLun:
         """The LUN behind a portal, as an initiator."""
         return IscsiLun(
-            f"{portal.address}:{portal.port}", portal.target, portal.lun_number, initiator
+            f"{portal.address}:{portal.port}",
+            portal.target,
+            portal.lun_number,
+            initiator,
+            chap=chap,
         )
 
 
 @contextmanager
-def embedded(directory: Path) -> Iterator[Storage]:
-    root = create_loop_pool(directory, 2 << 30)
+def embedded(directory: Path) -> Iterator[dict[str, Any]]:
+    root = create_loop_pool(directory, 4 << 30)
     try:
-        create_pool(root, "suite")
-
-        def reopen(reserve_bytes: int = 1 << 20) -> EmbeddedEngine:
-            return EmbeddedEngine("suite", root, reserve_bytes=reserve_bytes)
-
-        try:
-            yield Storage(reopen(), reopen, lambda: reopen(1 << 60))
-        finally:
-            engine = reopen()
-            engine.stop()
-            shutil.rmtree(engine.runtime_directory)
+        yield {
+            "driver": "embedded",
+            "root": str(root),
+            "portal_addresses": ["127.0.0.1", "127.0.0.2"],
+        }
     finally:
         destroy(directory)
 
 
-ENGINES: dict[str, Callable[[Path], AbstractContextManager[Storage]]] = {"embedded": embedded}
+ENGINES: Mapping[str, Callable[[Path], AbstractContextManager[dict[str, Any]]]] = {
+    "embedded": embedded,
+}
+
+
+@contextmanager
+def standing(engine: str, directory: Path) -> Iterator[Storage]:
+    """The system of an engine, prepared; nothing of it runs afterwards."""
+    secrets = {}
+    for user, secret in ((CHAP.user, CHAP.secret), (CHAP.mutual_user, CHAP.mutual_secret)):
+        secrets[user] = directory / f"{user}.secret"
+        secrets[user].write_text(f"{secret}\n")
+    with ENGINES[engine](directory / "system") as keys:
+        section = StorageSection.model_validate(
+            {
+                "name": "suite",
+                "reserve_bytes": MIB,
+                "chap": [{"initiator": ESX3, "user": CHAP.user, "secret_file": secrets[CHAP.user]}],
+                "mutual_chap": {"user": "suite", "secret_file": secrets["suite"]},
+                **keys,
+            }
+        )
+        create_system(section)
+        opened = open_system(section)
+        try:
+            yield Storage(section, opened)
+        finally:
+            opened.stop()

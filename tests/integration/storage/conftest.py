@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from atoll.storage.drivers.embedded import EmbeddedEngine, create_pool
+from atoll.storage.drivers.embedded import create_pool, open_embedded
+from atoll.storage.engine import ManagedEngine, Rules
 from atoll_lab.pool import create_loop_pool, destroy
 
 
@@ -35,12 +36,12 @@ def pool(btrfs_mount: Path) -> Iterator[Path]:
     root.mkdir()
     create_pool(root, f"pool{number}")
     yield root
-    engine = EmbeddedEngine("test", root)
+    engine = open_embedded(root)
     engine.stop()
     shutil.rmtree(engine.runtime_directory)
 
 
 @pytest.fixture
-def engine(pool: Path) -> EmbeddedEngine:
+def engine(pool: Path) -> ManagedEngine:
     """An engine over an empty pool that acknowledges from the host's cache."""
-    return EmbeddedEngine("test", pool, reserve_bytes=1 << 20, durability="cache")
+    return open_embedded(pool, Rules(reserve_bytes=1 << 20), durability="cache")

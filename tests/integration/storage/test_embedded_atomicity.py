@@ -8,10 +8,13 @@ from typing import Literal
 
 import pytest
 
-from atoll.storage.drivers.embedded import EmbeddedEngine, barrier, btrfs
-from atoll.storage.drivers.embedded import engine as engine_module
+from atoll.storage.drivers.embedded import backend as backend_module
+from atoll.storage.drivers.embedded import btrfs, open_embedded
+from atoll.storage.engine import ManagedEngine, Rules
+from atoll.storage.targets.tgt import barrier
 from atoll_lab.iscsi import IscsiLun
 from atoll_lab.iscsi.ordered_writer import OrderedWriter, is_one_instant, newest
+from atoll_lab.pool import image
 
 pytestmark = pytest.mark.needs_root
 
@@ -22,7 +25,7 @@ LUNS = ("first", "second")
 
 
 @contextmanager
-def writing(engine: EmbeddedEngine, *, flush: bool) -> Iterator[OrderedWriter]:
+def writing(engine: ManagedEngine, *, flush: bool) -> Iterator[OrderedWriter]:
     engine.create_group("db")
     sessions = []
     for lun in LUNS:
@@ -39,7 +42,7 @@ def writing(engine: EmbeddedEngine, *, flush: bool) -> Iterator[OrderedWriter]:
             session.close()
 
 
-def newest_of(engine: EmbeddedEngine, snapshot: str, lun: str) -> int:
+def newest_of(engine: ManagedEngine, snapshot: str, lun: str) -> int:
     reader = engine.open_snapshot("db", lun, snapshot)
     try:
         return newest(reader)
@@ -53,15 +56,15 @@ def newest_of(engine: EmbeddedEngine, snapshot: str, lun: str) -> int:
         ("cache", False, 20),
         ("cache", True, 20),
         ("disk", False, 20),
-        pytest.param("cache", False, 100, marks=pytest.mark.soak),
-        pytest.param("cache", True, 100, marks=pytest.mark.soak),
-        pytest.param("disk", False, 100, marks=pytest.mark.soak),
+        pytest.param("cache", False, 500, marks=pytest.mark.soak),
+        pytest.param("cache", True, 500, marks=pytest.mark.soak),
+        pytest.param("disk", False, 500, marks=pytest.mark.soak),
     ],
 )
 def test_every_snapshot_is_one_instant(
     pool: Path, durability: Literal["cache", "disk"], flush: bool, snapshots: int
 ) -> None:
-    engine = EmbeddedEngine("test", pool, reserve_bytes=MIB, durability=durability)
+    engine = open_embedded(pool, Rules(reserve_bytes=MIB), durability=durability)
     seen = []
     with writing(engine, flush=flush) as writer:
         for number in range(snapshots):
@@ -79,7 +82,7 @@ def test_every_snapshot_is_one_instant(
 
 @pytest.mark.parametrize("held", [True, False])
 def test_it_is_the_barrier_that_makes_it_one(
-    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch, held: bool
+    pool: Path, engine: ManagedEngine, monkeypatch: pytest.MonkeyPatch, held: bool
 ) -> None:
     """A snapshot that takes the LUNs one by one, slowly, is whole behind the barrier and only there."""
     with writing(engine, flush=False) as writer:
@@ -88,10 +91,8 @@ def test_it_is_the_barrier_that_makes_it_one(
             assert read_only
             btrfs.create_subvolume(path)
             for lun in LUNS:
-                with (
-                    (source / f"{lun}.img").open("rb") as old,
-                    (path / f"{lun}.img").open("wb") as new,
-                ):
+                name = image(pool, "db", lun).name
+                with (source / name).open("rb") as old, (path / name).open("wb") as new:
                     fcntl.ioctl(new, _FICLONE, old.fileno())
                 reached = writer.written
                 for _ in range(50 if held else 5000):
@@ -102,14 +103,14 @@ def test_it_is_the_barrier_that_makes_it_one(
         monkeypatch.setattr(btrfs, "snapshot", one_by_one)
         if not held:
             monkeypatch.setattr(
-                engine_module, "while_held", lambda _, action: barrier.while_held(None, action)
+                backend_module, "while_held", lambda _, action: barrier.while_held(None, action)
             )
         engine.snapshot_group("db", "s")
     first, second = (newest_of(engine, "s", lun) for lun in LUNS)
     assert is_one_instant([first, second]) == held
 
 
-def test_two_instants_are_told_apart(engine: EmbeddedEngine) -> None:
+def test_two_instants_are_told_apart(engine: ManagedEngine) -> None:
     """The check above can fail: LUNs of two snapshots with writes between are no one instant."""
     with writing(engine, flush=False) as writer:
         engine.snapshot_group("db", "early")

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from atoll.storage.drivers.embedded import EmbeddedEngine, barrier, btrfs
-from atoll.storage.drivers.embedded.barrier import BarrierBrokenError, while_held
-from atoll.storage.drivers.embedded.process import TargetProcess, find_process
-from atoll.storage.drivers.embedded.tgt_socket import TgtSocket
+from atoll.storage.drivers.embedded import btrfs, open_embedded
+from atoll.storage.engine import ManagedEngine
+from atoll.storage.targets.tgt import barrier
+from atoll.storage.targets.tgt.barrier import BarrierBrokenError, while_held
+from atoll.storage.targets.tgt.process import TargetProcess, find_process
+from atoll.storage.targets.tgt.tgt_socket import TgtSocket
 from atoll_lab.iscsi import IscsiLun
 
 pytestmark = pytest.mark.needs_root
@@ -24,7 +26,9 @@ MIB = 1 << 20
 HOLD_FOR_EVER = """
 import sys, time
 from pathlib import Path
-from atoll.storage.drivers.embedded import EmbeddedEngine, barrier, btrfs
+from atoll.storage.drivers.embedded import btrfs, open_embedded
+from atoll.storage.engine import Rules
+from atoll.storage.targets.tgt import barrier
 
 def hang(*_, **__):
     print("held", flush=True)
@@ -36,7 +40,7 @@ barrier.while_held.__kwdefaults__["limit_seconds"] = 3600.0
 if "--unwatched" in sys.argv:
     from contextlib import nullcontext
     barrier._watched = lambda *_: nullcontext()
-EmbeddedEngine("test", Path(sys.argv[1]), reserve_bytes=1).snapshot_group("g", "s")
+open_embedded(Path(sys.argv[1]), Rules(reserve_bytes=1)).snapshot_group("g", "s")
 """
 
 
@@ -48,15 +52,20 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def serve(engine: EmbeddedEngine) -> IscsiLun:
+def serve(engine: ManagedEngine) -> IscsiLun:
     engine.create_group("g")
     engine.create_lun("g", "a", 16 * MIB)
     portal = engine.present("g", "a", [HOST]).portals[0]
     return IscsiLun(f"{portal.address}:{portal.port}", portal.target, 1, HOST)
 
 
-def daemon(engine: EmbeddedEngine) -> TargetProcess:
-    found = find_process(TgtSocket(engine.runtime_directory / "g.tgt"))
+def group_id(engine: ManagedEngine) -> str:
+    (group,) = engine._records.groups()
+    return group.id
+
+
+def daemon(engine: ManagedEngine) -> TargetProcess:
+    found = find_process(TgtSocket(engine.runtime_directory / f"{group_id(engine)}.tgt"))
     assert found is not None
     return found
 
@@ -72,7 +81,7 @@ def hold_and_die(pool: Path, process: TargetProcess, *options: str) -> None:
         holder.send_signal(signal.SIGKILL)
 
 
-def test_a_holder_killed_while_holding_lets_go(pool: Path, engine: EmbeddedEngine) -> None:
+def test_a_holder_killed_while_holding_lets_go(pool: Path, engine: ManagedEngine) -> None:
     session = serve(engine)
     with daemon(engine) as process:
         hold_and_die(pool, process)
@@ -83,25 +92,25 @@ def test_a_holder_killed_while_holding_lets_go(pool: Path, engine: EmbeddedEngin
     session.close()
 
 
-def test_a_start_lets_go_when_the_watchdog_died_too(pool: Path, engine: EmbeddedEngine) -> None:
+def test_a_start_lets_go_when_the_watchdog_died_too(pool: Path, engine: ManagedEngine) -> None:
     session = serve(engine)
     with daemon(engine) as process:
         hold_and_die(pool, process, "--unwatched")
         assert process.stopped()
-        EmbeddedEngine("test", pool)
+        open_embedded(pool)
         until(lambda: not process.partly_stopped())
     session.write(0, b"x" * 4096)
     session.close()
 
 
 def test_a_start_leaves_the_barrier_of_the_living_alone(
-    pool: Path, engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+    pool: Path, engine: ManagedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = serve(engine)
     take = btrfs.snapshot
 
     def restart_meanwhile(source: Path, path: Path, *, read_only: bool) -> None:
-        EmbeddedEngine("test", pool)
+        open_embedded(pool)
         with daemon(engine) as process:
             assert process.stopped()
         take(source, path, read_only=read_only)
@@ -111,7 +120,7 @@ def test_a_start_leaves_the_barrier_of_the_living_alone(
     session.close()
 
 
-def test_a_hold_that_lasts_too_long_is_broken_and_told(engine: EmbeddedEngine) -> None:
+def test_a_hold_that_lasts_too_long_is_broken_and_told(engine: ManagedEngine) -> None:
     session = serve(engine)
     with daemon(engine) as process:
 
@@ -126,7 +135,7 @@ def test_a_hold_that_lasts_too_long_is_broken_and_told(engine: EmbeddedEngine) -
 
 
 def test_a_broken_barrier_leaves_no_snapshot(
-    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch, pool: Path
+    engine: ManagedEngine, monkeypatch: pytest.MonkeyPatch, pool: Path
 ) -> None:
     session = serve(engine)
     take = btrfs.snapshot
@@ -142,12 +151,12 @@ def test_a_broken_barrier_leaves_no_snapshot(
         engine.snapshot_group("g", "s")
     monkeypatch.undo()
     assert engine.snapshots("g") == []
-    assert list((pool / "snapshots" / "g").iterdir()) == []
+    assert list((pool / "snapshots").iterdir()) == []
     session.close()
 
 
 def test_without_its_watchdog_nothing_is_held(
-    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+    engine: ManagedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = serve(engine)
     monkeypatch.setattr(barrier.watchdog, "__file__", "/nonexistent/watchdog.py")

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from atoll.model.extents import Extent
-from atoll.storage.drivers.embedded import EmbeddedEngine
 from atoll.storage.drivers.embedded.btrfs import FileExtent
 from atoll.storage.drivers.embedded.changes import differences
+from atoll.storage.engine import ManagedEngine
+from atoll_lab.pool import image, snapshot_image
 
 pytestmark = pytest.mark.needs_root
 
@@ -47,7 +48,7 @@ def fiemap(path: Path) -> Iterator[FileExtent]:
                 return
 
 
-def differing_blocks(engine: EmbeddedEngine, older: str, newer: str) -> set[int]:
+def differing_blocks(engine: ManagedEngine, older: str, newer: str) -> set[int]:
     with (
         closing(engine.open_snapshot("g", "a", older)) as old,
         closing(engine.open_snapshot("g", "a", newer)) as new,
@@ -69,16 +70,16 @@ def blocks(extents: list[Extent]) -> set[int]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_exact_to_the_block_and_agrees_with_fiemap(
-    pool: Path, engine: EmbeddedEngine, seed: int
+    pool: Path, engine: ManagedEngine, seed: int
 ) -> None:
     random_ = random.Random(seed)
     engine.create_group("g")
     engine.create_lun("g", "a", SIZE)
-    image = pool / "groups" / "g" / "a.img"
+    path = image(pool, "g", "a")
     size = SIZE
     changed = 0
     for generation in range(6):
-        with image.open("r+b") as file:
+        with path.open("r+b") as file:
             for _ in range(200):
                 offset = random_.randrange(size // 512 - 512) * 512
                 length = random_.randrange(1, 257) * 512
@@ -94,7 +95,7 @@ def test_exact_to_the_block_and_agrees_with_fiemap(
             found = list(engine.changed_extents("g", "a", older, newer))
             differing = differing_blocks(engine, older, newer)
             assert blocks(found) == differing
-            paths = [pool / "snapshots" / "g" / name / "a.img" for name in (older, newer)]
+            paths = [snapshot_image(pool, "g", name, "a") for name in (older, newer)]
             assert blocks(list(differences(fiemap(paths[0]), fiemap(paths[1]), size))) == blocks(
                 found
             )
@@ -105,11 +106,11 @@ def test_exact_to_the_block_and_agrees_with_fiemap(
     assert changed > 1000
 
 
-def test_many_extents_span_many_searches(pool: Path, engine: EmbeddedEngine) -> None:
+def test_many_extents_span_many_searches(pool: Path, engine: ManagedEngine) -> None:
     engine.create_group("g")
     engine.create_lun("g", "a", SIZE)
     engine.snapshot_group("g", "empty")
-    with (pool / "groups" / "g" / "a.img").open("r+b") as file:
+    with image(pool, "g", "a").open("r+b") as file:
         for block in range(0, SIZE // BLOCK, 2):
             os.pwrite(file.fileno(), b"x" * BLOCK, block * BLOCK)
     engine.snapshot_group("g", "full")
@@ -118,16 +119,16 @@ def test_many_extents_span_many_searches(pool: Path, engine: EmbeddedEngine) -> 
     assert list(engine.changed_extents("g", "a", "full", "full")) == []
 
 
-def test_compressed_images_miss_nothing(pool: Path, engine: EmbeddedEngine) -> None:
+def test_compressed_images_miss_nothing(pool: Path, engine: ManagedEngine) -> None:
     engine.create_group("g")
     engine.create_lun("g", "a", SIZE)
-    image = pool / "groups" / "g" / "a.img"
-    os.setxattr(image, "btrfs.compression", b"zstd")
-    with image.open("r+b") as file:
+    path = image(pool, "g", "a")
+    os.setxattr(path, "btrfs.compression", b"zstd")
+    with path.open("r+b") as file:
         for offset in range(0, SIZE, MIB):
             os.pwrite(file.fileno(), bytes([1 + offset // MIB]) * MIB, offset)
     engine.snapshot_group("g", "before")
-    with image.open("r+b") as file:
+    with path.open("r+b") as file:
         for offset in range(0, SIZE, MIB):
             os.pwrite(file.fileno(), b"new!" * 1024, offset + 10 * BLOCK)
     engine.snapshot_group("g", "after")

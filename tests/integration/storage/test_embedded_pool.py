@@ -10,10 +10,9 @@ import pytest
 
 from atoll.model.errors import PoolFullError, StorageConflictError, StorageUnreachableError
 from atoll.model.storage import Portal
-from atoll.storage.drivers.embedded import EmbeddedEngine, create_pool
-from atoll.storage.drivers.embedded.process import find_process
-from atoll.storage.drivers.embedded.records import Records
-from atoll.storage.drivers.embedded.tgt_socket import TgtSocket
+from atoll.storage.drivers.embedded import create_pool, open_embedded
+from atoll.storage.engine import ManagedEngine, Rules
+from atoll.storage.records import Owed, Records
 from atoll_lab import pool as loop_pool
 from atoll_lab.iscsi import IscsiLun
 
@@ -29,18 +28,18 @@ def connect(portal: Portal) -> IscsiLun:
 
 def test_what_is_no_pool_is_not_taken_for_one(tmp_path: Path, btrfs_mount: Path) -> None:
     with pytest.raises(StorageUnreachableError, match="cannot be opened"):
-        EmbeddedEngine("p", tmp_path / "missing")
+        open_embedded(tmp_path / "missing")
     with pytest.raises(StorageUnreachableError, match="not on btrfs"):
-        EmbeddedEngine("p", tmp_path)
+        open_embedded(tmp_path)
     with pytest.raises(StorageUnreachableError, match="not on btrfs"):
         create_pool(tmp_path, "p")
     empty = btrfs_mount / "empty"
     empty.mkdir()
     with pytest.raises(StorageUnreachableError, match="atoll-pool"):
-        EmbeddedEngine("p", empty)
+        open_embedded(empty)
 
 
-def test_creating_a_pool_again_keeps_it(pool: Path, engine: EmbeddedEngine) -> None:
+def test_creating_a_pool_again_keeps_it(pool: Path, engine: ManagedEngine) -> None:
     engine.create_group("g")
     create_pool(pool, pool.name)
     assert [group.name for group in engine.groups()] == ["g"]
@@ -48,7 +47,7 @@ def test_creating_a_pool_again_keeps_it(pool: Path, engine: EmbeddedEngine) -> N
         create_pool(pool, "another")
 
 
-def test_guests_disks_are_nobody_elses_business(pool: Path, engine: EmbeddedEngine) -> None:
+def test_guests_disks_are_nobody_elses_business(pool: Path, engine: ManagedEngine) -> None:
     engine.create_group("g")
     engine.create_lun("g", "a", 16 * MIB)
     engine.snapshot_group("g", "s")
@@ -63,7 +62,7 @@ def test_unmounting_mounting_and_destroying(tmp_path: Path) -> None:
     root = loop_pool.create_loop_pool(tmp_path / "lab", 512 * MIB)
     try:
         create_pool(root, "lab")
-        engine = EmbeddedEngine("lab", root, reserve_bytes=MIB)
+        engine = open_embedded(root, Rules(reserve_bytes=MIB))
         engine.create_group("g")
         lun = engine.create_lun("g", "a", 16 * MIB)
         shown = engine.present("g", "a", [HOST])
@@ -73,9 +72,9 @@ def test_unmounting_mounting_and_destroying(tmp_path: Path) -> None:
         engine.stop()
         loop_pool.unmount(tmp_path / "lab")
         with pytest.raises(StorageUnreachableError):
-            EmbeddedEngine("lab", root)
+            open_embedded(root)
         assert loop_pool.create_loop_pool(tmp_path / "lab", 512 * MIB) == root
-        again = EmbeddedEngine("lab", root, reserve_bytes=MIB)
+        again = open_embedded(root, Rules(reserve_bytes=MIB))
         assert again.groups()[0].luns == (lun,)
         assert again.presentations() == [shown]
         assert again.reconcile() != []
@@ -93,10 +92,10 @@ def test_a_pool_that_fills_up_says_so(tmp_path: Path) -> None:
     root = loop_pool.create_loop_pool(tmp_path, 256 * MIB)
     try:
         create_pool(root, "small")
-        engine = EmbeddedEngine("small", root, reserve_bytes=64 * MIB)
+        engine = open_embedded(root, Rules(reserve_bytes=64 * MIB))
         engine.create_group("g")
         engine.create_lun("g", "a", 1024 * MIB)
-        with (root / "groups" / "g" / "a.img").open("r+b") as image:
+        with loop_pool.image(root, "g", "a").open("r+b") as image:
             for offset in range(0, 512 * MIB, MIB):
                 if engine.capacity().free_bytes < 64 * MIB:
                     break
@@ -109,12 +108,12 @@ def test_a_pool_that_fills_up_says_so(tmp_path: Path) -> None:
         loop_pool.destroy(tmp_path)
 
 
-def test_a_killed_daemon_comes_back_the_same(engine: EmbeddedEngine) -> None:
+def test_a_killed_daemon_comes_back_the_same(pool: Path, engine: ManagedEngine) -> None:
     engine.create_group("g")
     lun = engine.create_lun("g", "a", 16 * MIB)
     engine.create_lun("g", "b", 16 * MIB)
     shown = [engine.present("g", name, [HOST]) for name in ("a", "b")]
-    process = find_process(TgtSocket(engine.runtime_directory / "g.tgt"))
+    process = loop_pool.daemon(pool, engine.runtime_directory, "g")
     assert process is not None
     with process:
         process.signal(signal.SIGKILL)
@@ -130,21 +129,21 @@ def test_a_killed_daemon_comes_back_the_same(engine: EmbeddedEngine) -> None:
     assert engine.reconcile() == []
 
 
-def test_luns_in_use_are_never_moved_to_another_address(pool: Path, engine: EmbeddedEngine) -> None:
+def test_luns_in_use_are_never_moved_to_another_address(pool: Path, engine: ManagedEngine) -> None:
     engine.create_group("g")
     engine.create_lun("g", "a", 16 * MIB)
     with connect(engine.present("g", "a", [HOST]).portals[0]) as session:
-        moved = EmbeddedEngine(pool.name, pool, reserve_bytes=MIB, portal_address="127.0.0.2")
+        moved = open_embedded(pool, Rules(reserve_bytes=MIB), addresses=["127.0.0.2"])
         with pytest.raises(StorageConflictError, match=r"served at 127\.0\.0\.1:"):
             moved.reconcile()
         session.write(0, b"kept" * 128)
 
 
-def test_two_pools_serve_side_by_side(btrfs_mount: Path, engine: EmbeddedEngine) -> None:
+def test_two_pools_serve_side_by_side(btrfs_mount: Path, engine: ManagedEngine) -> None:
     root = btrfs_mount / "beside"
     root.mkdir()
     create_pool(root, "beside")
-    other = EmbeddedEngine("beside", root, reserve_bytes=MIB)
+    other = open_embedded(root, Rules(reserve_bytes=MIB))
     try:
         portals = []
         for one in (engine, other):
@@ -172,7 +171,7 @@ def test_a_taken_port_is_told(btrfs_mount: Path) -> None:
     create_pool(root, "ported")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        engine = EmbeddedEngine("ported", root, portal_ports=[port], reserve_bytes=MIB)
+        engine = open_embedded(root, Rules(reserve_bytes=MIB), ports=(port, port))
         engine.create_group("g")
         engine.create_lun("g", "a", 16 * MIB)
         with pytest.raises(StorageUnreachableError, match="No port"):
@@ -184,48 +183,56 @@ def test_a_taken_port_is_told(btrfs_mount: Path) -> None:
         pytest.raises(StorageUnreachableError, match=str(port)),
     ):
         engine.reconcile()
-    assert find_process(TgtSocket(engine.runtime_directory / "g.tgt")) is None
+    assert loop_pool.daemon(root, engine.runtime_directory, "g") is None
     engine.reconcile()
     engine.stop()
 
 
-def test_strangers_in_the_pool_are_told_and_left(pool: Path, engine: EmbeddedEngine) -> None:
+def test_strangers_in_the_pool_are_told_and_left_for_a_while(
+    pool: Path, engine: ManagedEngine
+) -> None:
     engine.create_group("g")
-    stranger = pool / "groups" / "g" / "mine.img"
+    engine.create_lun("g", "a", 16 * MIB)
+    stranger = loop_pool.image(pool, "g", "a").with_name(f"{'5' * 32}.img")
     stranger.write_bytes(b"precious")
-    said = engine.reconcile()
-    assert len(said) == 1
-    assert "groups/g/mine.img" in said[0]
+    for _ in range(2):
+        (said,) = engine.reconcile()
+        assert "5" * 32 in said
+        assert "7.0 days" in said
     assert stranger.read_bytes() == b"precious"
+    (said,) = open_embedded(pool, Rules(grace_seconds=0)).reconcile()
+    assert "Removed the volume" in said
+    assert not stranger.exists()
+    assert engine.reconcile() == []
 
 
 def test_a_removal_cut_short_after_the_fact_is_forgotten(
-    engine: EmbeddedEngine, monkeypatch: pytest.MonkeyPatch
+    engine: ManagedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(_: Records, path: str) -> None:
-        raise InterruptedError(path)
+    def die(_: Records, owed: Owed) -> None:
+        raise InterruptedError(owed.id)
 
     engine.create_group("g")
-    monkeypatch.setattr(Records, "removed", die)
-    with pytest.raises(StorageUnreachableError):
+    monkeypatch.setattr(Records, "paid", die)
+    with pytest.raises(InterruptedError):
         engine.delete_group("g")
     monkeypatch.undo()
     assert len(engine.reconcile()) == 1
     assert engine.reconcile() == []
 
 
-def test_a_lost_image_is_told(pool: Path, engine: EmbeddedEngine) -> None:
+def test_a_lost_image_is_told(pool: Path, engine: ManagedEngine) -> None:
     engine.create_group("g")
     engine.create_lun("g", "a", 16 * MIB)
-    (pool / "groups" / "g" / "a.img").unlink()
-    assert "groups/g/a.img" in engine.reconcile()[0]
-    with pytest.raises(StorageUnreachableError, match=r"a\.img"):
+    loop_pool.image(pool, "g", "a").unlink()
+    assert "g/a" in engine.reconcile()[0]
+    with pytest.raises(StorageUnreachableError, match=r"\.img"):
         engine.grow_lun("g", "a", 32 * MIB)
     engine.delete_lun("g", "a")
     assert engine.reconcile() == []
 
 
-def test_growing_under_writes_loses_none(engine: EmbeddedEngine) -> None:
+def test_growing_under_writes_loses_none(engine: ManagedEngine) -> None:
     engine.create_group("g")
     engine.create_lun("g", "a", 16 * MIB)
     session = connect(engine.present("g", "a", [HOST]).portals[0])
@@ -259,7 +266,7 @@ def test_growing_under_writes_loses_none(engine: EmbeddedEngine) -> None:
     session.close()
 
 
-def test_discards_are_answered_and_read_as_zeros(engine: EmbeddedEngine) -> None:
+def test_discards_are_answered_and_read_as_zeros(engine: ManagedEngine) -> None:
     engine.create_group("g")
     engine.create_lun("g", "a", 16 * MIB)
     with connect(engine.present("g", "a", [HOST]).portals[0]) as session:
@@ -269,12 +276,12 @@ def test_discards_are_answered_and_read_as_zeros(engine: EmbeddedEngine) -> None
             assert session.read(number * 4096, 4096) == bytes(4096)
 
 
-def test_a_daemon_that_was_looked_for_often_rests(engine: EmbeddedEngine) -> None:
+def test_a_daemon_that_was_looked_for_often_rests(pool: Path, engine: ManagedEngine) -> None:
     """tgtd keeps a connection on which nothing was asked, and reads it in a circle for ever."""
     engine.create_group("g")
     engine.create_lun("g", "a", 16 * MIB)
     engine.present("g", "a", [HOST])
-    with find_process(TgtSocket(engine.runtime_directory / "g.tgt")) as process:
+    with loop_pool.daemon(pool, engine.runtime_directory, "g") as process:
         descriptors = Path(f"/proc/{process.pid}/fd")
         before = len(list(descriptors.iterdir()))
         for _ in range(5):

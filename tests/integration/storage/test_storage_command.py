@@ -57,26 +57,11 @@ def admin(tmp_path: Path, btrfs_mount: Path) -> Iterator[Admin]:
     settings = tmp_path / "atoll.toml"
     settings.write_text(
         f"""
-[vcenter]
-host = "vcenter.invalid"
-user = "atoll"
-password_file = "password"
-
 [[storage]]
 name = "site1"
 driver = "embedded"
 root = "{root}"
 reserve_bytes = 1048576
-
-[repository]
-location = "repository"
-key_file = "key"
-
-[agents]
-directory = "agents"
-
-[director]
-state_directory = "state"
 """
     )
     yield Admin(settings)
@@ -85,9 +70,9 @@ state_directory = "state"
 
 
 def test_from_an_empty_disk_to_a_grown_lun(admin: Admin) -> None:
-    admin.refused(12, "create one", "status")
+    admin.refused(12, "storage init", "status")
     for _ in range(2):
-        assert "is the pool site1" in admin.check("init")
+        assert "site1 is ready" in admin.check("init")
         admin.check("group", "create", "prod")
         admin.check("lun", "create", "prod/data", "64M")
         admin.check("lun", "create", "prod/logs", "32MiB")
@@ -110,7 +95,7 @@ def test_from_an_empty_disk_to_a_grown_lun(admin: Admin) -> None:
     assert "96.0 MiB now" in admin.check("lun", "grow", "prod/data", "96M")
     with IscsiLun(address, portal["target"], portal["lun_number"], ESX1) as lun:
         assert lun.read_capacity() == 96 << 20
-    assert admin.json("status")["capacity"]["provisioned_bytes"] == 128 << 20
+    assert admin.json("status")[0]["capacity"]["provisioned_bytes"] == 128 << 20
     assert "All is as recorded" in admin.check("reconcile")
 
 

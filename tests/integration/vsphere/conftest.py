@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from atoll.storage.drivers.embedded import EmbeddedEngine, create_pool
+from atoll.storage.drivers.embedded import create_pool, open_embedded
+from atoll.storage.engine import ManagedEngine, Rules
 from atoll.vsphere.client import VCenterSettings
 from atoll_lab.pool import create_loop_pool, destroy
 from atoll_lab.vcenter.control import Control, ControlError
@@ -20,7 +21,7 @@ LUN_BYTES = 600 << 20
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[EmbeddedEngine]:
+def engine(tmp_path: Path) -> Iterator[ManagedEngine]:
     """A pool with group `prod` of two LUNs, each a VMFS volume of the LUN's name."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
@@ -30,7 +31,7 @@ def engine(tmp_path: Path) -> Iterator[EmbeddedEngine]:
         root = create_loop_pool(disks, 2 << 30) / "pool"
         root.mkdir()
         create_pool(root, "vsphere")
-        running = EmbeddedEngine("vsphere", root, reserve_bytes=1 << 20, durability="cache")
+        running = open_embedded(root, Rules(reserve_bytes=1 << 20), durability="cache")
         running.create_group("prod")
         for name in ("lun1", "lun2"):
             lun = running.create_lun("prod", name, LUN_BYTES)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.storage.drivers.embedded.tgt_socket import Session, parse_targets, shown_size
+from atoll.storage.targets.tgt.tgt_socket import Session, parse_targets, shown_size
 
 SHOWN = """Target 12: iqn.2026-11.org.atoll:p:g:a
     System information:

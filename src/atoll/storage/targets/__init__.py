@@ -1,1 +1,1 @@
-"""What exports LUNs to initiators."""
+"""What hosts log in to: one package for each kind of SCSI target."""

@@ -11,26 +11,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from atoll.model.errors import StorageUnreachableError
-from atoll.storage.drivers.embedded import watchdog
-from atoll.storage.drivers.embedded.process import TargetProcess
+from atoll.storage.backend import SnapshotTimes
+from atoll.storage.targets.tgt import watchdog
+from atoll.storage.targets.tgt.process import TargetProcess
 
 LIMIT_SECONDS = 5.0
 """After this long initiators matter more than the snapshot."""
 
 _POLL_SECONDS = 0.0005
-
-
-@dataclass(frozen=True, slots=True)
-class HeldTimes:
-    """Seconds since the epoch around the hold, and for how long writes were held back."""
-
-    started_at: float
-    finished_at: float
-    pause_seconds: float
 
 
 class BarrierBrokenError(StorageUnreachableError):
@@ -42,7 +33,7 @@ def while_held(
     action: Callable[[], None],
     *,
     limit_seconds: float = LIMIT_SECONDS,
-) -> HeldTimes:
+) -> SnapshotTimes:
     """Do `action` while `process` is stopped; without a process, just do it.
 
     The process runs again when this returns or raises, and also if this process
@@ -52,7 +43,7 @@ def while_held(
     started_at = time.time()
     if process is None:
         action()
-        return HeldTimes(started_at, time.time(), 0.0)
+        return SnapshotTimes(started_at, time.time(), 0.0)
     with _watched(process, limit_seconds):
         started_at = time.time()
         began = time.monotonic()
@@ -66,7 +57,7 @@ def while_held(
                 raise BarrierBrokenError(_too_slow(limit_seconds))
         finally:
             process.signal(signal.SIGCONT)
-        return HeldTimes(started_at, finished_at, time.monotonic() - began)
+        return SnapshotTimes(started_at, finished_at, time.monotonic() - began)
 
 
 def _wait_until_stopped(process: TargetProcess, limit_seconds: float) -> None:

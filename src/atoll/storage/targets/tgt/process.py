@@ -3,10 +3,11 @@
 import os
 import select
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from atoll.storage.drivers.embedded.tgt_socket import TgtSocket
+from atoll.storage.targets.tgt.tgt_socket import TgtSocket
 
 _STOPPED = frozenset("Tt")
 
@@ -45,6 +46,15 @@ class TargetProcess:
     def partly_stopped(self) -> bool:
         """Whether a stop was sent and not yet taken back."""
         return bool(self._thread_states() & _STOPPED)
+
+    def descriptors(self, kind: str) -> list[int]:
+        """The numbers of its descriptors whose link in /proc begins so. OSError when it is gone."""
+        found = []
+        for entry in Path(f"/proc/{self.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                if str(entry.readlink()).startswith(kind):
+                    found.append(int(entry.name))
+        return found
 
     def _thread_states(self) -> set[str]:
         states = set()

@@ -4,7 +4,7 @@ import os
 import re
 import socket
 import struct
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 
@@ -24,6 +24,7 @@ class Mode(IntEnum):
     LOGICAL_UNIT = 2
     PORTAL = 3
     CONNECTION = 6
+    ACCOUNT = 7
 
 
 class Operation(IntEnum):
@@ -45,6 +46,7 @@ class Refusal(IntEnum):
     NO_LUN = 5
     NO_SESSION = 6
     NO_CONNECTION = 7
+    NO_USER = 15
     TARGET_ACTIVE = 19
     LUN_ACTIVE = 20
 
@@ -77,7 +79,10 @@ class TargetView:
     path: str = ""
     size: str = ""
     online: bool = False
-    initiators: tuple[str, ...] = field(default=())
+    read_only: bool = False
+    initiators: tuple[str, ...] = ()
+    accounts: tuple[str, ...] = ()
+    """CHAP users, those the target answers with marked ` (outgoing)` as tgtd prints them."""
 
 
 class TgtSocket:
@@ -115,13 +120,14 @@ class TgtSocket:
         session: int = _ANY,
         connection: int = 0,
         parameters: str = "",
+        outgoing: bool = False,
         force: bool = False,
     ) -> str:
         """Send one request, return tgtd's text; TgtRefusedError, StorageUnreachableError."""
         payload = parameters.encode() + b"\0" if parameters else b""
         request = _REQUEST.pack(
             mode, operation, b"iscsi", _REQUEST.size + len(payload), target, session, lun,
-            connection, 0, 0, 0, 0, int(force),
+            connection, 0, 0, int(outgoing), 0, int(force),
         )  # fmt: skip
         stream = self._connect()
         if stream is None:
@@ -140,9 +146,10 @@ class TgtSocket:
                 ) from error
         if reason:
             raise TgtRefusedError(
-                f"The iSCSI daemon behind {self.path} refused to {operation.name.lower()} "
-                f"{mode.name.lower().replace('_', ' ')} {parameters or target}: reason {reason}; "
-                "look into its log beside the socket.",
+                f"The iSCSI daemon behind {self.path} refused a request "
+                f"({operation.name.lower()} {mode.name.lower().replace('_', ' ')} "
+                f"{_shown(mode, parameters) or target}) for reason {reason}; look into its log "
+                "beside the socket.",
                 reason,
             )
         return text.rstrip(b"\0").decode(errors="replace")
@@ -179,6 +186,7 @@ def _parse_target(view: TargetView, block: str) -> TargetView:
     lun = ""
     sessions: list[Session] = []
     initiators: list[str] = []
+    accounts: list[str] = []
     for line in block.splitlines()[1:]:
         if line.startswith("    ") and not line.startswith("     "):
             section = line.strip()
@@ -203,15 +211,29 @@ def _parse_target(view: TargetView, block: str) -> TargetView:
                 view = replace(view, size=value.split(",")[0])
             elif lun == "1" and key == "Online":
                 view = replace(view, online=value == "Yes")
+            elif lun == "1" and key == "Readonly":
+                view = replace(view, read_only=value == "Yes")
+        elif section == "Account information:":
+            accounts.append(line.strip())
         elif section == "ACL information:":
             initiators.append(line.strip())
-    return replace(view, sessions=tuple(sessions), initiators=tuple(initiators))
+    return replace(
+        view,
+        sessions=tuple(sessions),
+        initiators=tuple(initiators),
+        accounts=tuple(accounts),
+    )
 
 
 def shown_size(size_bytes: int) -> str:
     """A size as `show target` prints it; two multiples of a MiB never look the same."""
     sectors = size_bytes // 512
     return f"{(sectors - (sectors // 625 - 974)) // 1950} MB"
+
+
+def _shown(mode: Mode, parameters: str) -> str:
+    """What may be told of a request: never a password."""
+    return parameters.partition(",password=")[0] if mode is Mode.ACCOUNT else parameters
 
 
 def _receive(connection: socket.socket, length: int) -> bytes:

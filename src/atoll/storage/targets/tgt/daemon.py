@@ -1,19 +1,23 @@
-"""One tgtd for one LUN group: started on demand, kept to what the records say, stopped."""
+"""One tgtd for one LUN group: started on demand, kept to what is wanted, stopped."""
 
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from atoll.model.errors import StorageConflictError, StorageUnreachableError
-from atoll.storage.drivers.embedded.identity import Identity
-from atoll.storage.drivers.embedded.process import TargetProcess, find_process
-from atoll.storage.drivers.embedded.tgt_socket import (
+from atoll.storage.backend import Export
+from atoll.storage.identity import target_id
+from atoll.storage.targets.tgt.accounts import Accounts, check
+from atoll.storage.targets.tgt.leftovers import dismiss_dead_callers
+from atoll.storage.targets.tgt.lull import WORKERS, NoLullError, lull
+from atoll.storage.targets.tgt.process import TargetProcess, find_process
+from atoll.storage.targets.tgt.tgt_socket import (
     Mode,
     Operation,
     Refusal,
@@ -35,25 +39,26 @@ _NO_WRITE_CACHE = "mode_page=8:0:18:0x10:0:0xff:0xff:0:0:0xff:0xff:0xff:0xff:0x8
 
 
 @dataclass(frozen=True, slots=True)
-class Export:
-    """A LUN as it is to be served: LUN 1 of a target of its own."""
+class BackingStore:
+    """Where a volume's bytes are, in tgt's words: its `bstype`, path and `bsopts`."""
 
-    target: str
-    identity: Identity
-    image: Path
-    size_bytes: int
-    initiators: tuple[str, ...]
+    kind: str
+    path: str
+    options: str = ""
 
 
 class GroupDaemon:
     """The tgtd of one group. Callers hold the group's lock."""
 
-    def __init__(self, run: Path, group: str, address: str, durability: Durability) -> None:
+    def __init__(
+        self, run: Path, group: str, addresses: Sequence[str], durability: Durability
+    ) -> None:
         self._group = group
-        self._address = address
+        self._addresses = tuple(addresses)
         self._durability = durability
         self._log = run / f"{group}.log"
         self._socket = TgtSocket(run / f"{group}.tgt")
+        self._accounts = Accounts(self._socket)
         self._child: subprocess.Popen[bytes] | None = None
 
     def process(self) -> TargetProcess | None:
@@ -78,43 +83,69 @@ class GroupDaemon:
         taken; the end of its log is then quoted. StorageConflictError when it
         serves another address: hosts may be using that one.
         """
-        portal = f"{self._address}:{port}"
+        wanted = {_listening(address, port) for address in self._addresses}
         if self._answers_soon():
-            served = self._socket.portals()
-            if portal in served:
+            self._free_of_leftovers()
+            served = set(self._socket.portals())
+            if served == wanted:
                 return False
-            elsewhere = [each for each in served if each.endswith(f":{port}")]
-            if elsewhere:
+            if elsewhere := sorted(served - wanted):
                 raise StorageConflictError(
-                    f"LUNs are served at {elsewhere[0]} and the settings say {portal}; correct "
-                    "portal_address, or withdraw the LUNs before you move them."
+                    f"LUNs are served at {elsewhere[0]} and the settings say "
+                    f"{', '.join(sorted(wanted))}; correct portal_addresses, or withdraw the LUNs "
+                    "before you move them."
                 )
+            for portal in sorted(wanted - served):
+                self._socket.call(Operation.NEW, Mode.PORTAL, parameters=f"portal={portal}")
+            return True
         self.stop()
-        self._child = self._spawn(portal)
+        portals = sorted(wanted)
+        self._child = self._spawn(portals[0])
         if not self._answers_soon():
             ended = self._child.poll() is not None
             self._child.kill()
             self._child.wait()
             late = f"did not answer within {_PATIENCE_SECONDS:g} s"
-            raise self._not_started(portal, "ended at once" if ended else late)
-        if portal not in self._socket.portals():
+            raise self._not_started(portals[0], "ended at once" if ended else late)
+        for portal in portals[1:]:
+            with suppress(TgtRefusedError):  # said below, in its own words
+                self._socket.call(Operation.NEW, Mode.PORTAL, parameters=f"portal={portal}")
+        if missing := sorted(wanted - set(self._socket.portals())):
             # It does not mind, and would listen on every address instead.
             self.stop()
-            raise self._not_started(portal, "cannot listen")
+            raise self._not_started(missing[0], "cannot listen")
         return True
 
-    def apply(self, exports: Iterable[Export]) -> list[str]:
-        """Serve exactly these; returns the targets that had to be touched."""
-        wanted = {export.target: export for export in exports}
+    def apply(self, wanted: Iterable[tuple[Export, BackingStore]]) -> list[str]:
+        """Serve exactly these; returns the targets that had to be touched.
+
+        StorageConflictError when their CHAP accounts do not go together.
+        """
+        exports = {export.target: (export, store) for export, store in wanted}
+        check([export for export, _ in exports.values()])
         touched = []
+        for stranger in self._socket.targets():
+            if stranger.name not in exports:
+                self._delete(stranger)
+                touched.append(stranger.name)
+        changed = self._accounts.apply(
+            [export for export, _ in exports.values()],
+            lambda view: self._disconnect(view.id, self._view(view.id).sessions),
+        )
         present = {view.name: view for view in self._socket.targets()}
-        for name, view in present.items():
-            if name not in wanted:
-                self._delete(view)
+        grown = []
+        for name, (export, store) in exports.items():
+            view = self._usable(present.get(name), export, store)
+            if view is None:
+                self._create(export, store)
                 touched.append(name)
-        for name, export in wanted.items():
-            if self._converge(present.get(name), export):
+                continue
+            if not view.ready or not view.online or view.size != shown_size(export.size_bytes):
+                grown.append((view, store))
+            if self._admit(view, export.initiators) or name in changed or (view, store) in grown:
                 touched.append(name)
+        if grown:
+            self._reopen(grown)
         return touched
 
     def stop(self) -> bool:
@@ -164,7 +195,7 @@ class GroupDaemon:
         # opens an image again, and a write that fails is better than one that vanishes.
         with Path("/dev/null").open("rb") as nothing, self._log.open("wb") as output:
             return subprocess.Popen(
-                ["tgtd", "-f", "-C", "0", "--iscsi", f"portal={portal}"],
+                ["tgtd", "-f", "-C", "0", "-t", str(WORKERS), "--iscsi", f"portal={portal}"],
                 env={
                     "PATH": os.environ.get("PATH", os.defpath),
                     "TGT_IPC_SOCKET": str(self._socket.base),
@@ -184,38 +215,52 @@ class GroupDaemon:
             f"it, or see {self._log}."
         )
 
-    def _converge(self, view: TargetView | None, export: Export) -> bool:
-        if view is not None and (
-            not view.initiators
-            or view.path != str(export.image)
-            or view.id != export.identity.target_id
-        ):
-            # Initiators are let in last, so a target without any was left half-made.
-            self._delete(view)
-            view = None
-        if view is None:
-            self._create(export)
-            return True
-        touched = self._admit(view, export.initiators)
-        if not view.ready or not view.online or view.size != shown_size(export.size_bytes):
-            self._reopen(view, export)
-            touched = True
-        return touched
+    def _free_of_leftovers(self) -> None:
+        process = self.process()
+        if process is not None:
+            with process:
+                dismiss_dead_callers(process)
 
-    def _create(self, export: Export) -> None:
-        identity = export.identity
-        self._call(Operation.NEW, Mode.TARGET, identity, f"targetname={export.target}")
-        self._call(
-            Operation.NEW, Mode.LOGICAL_UNIT, identity, f"path={export.image},bstype=rdwr", lun=1
+    def _usable(
+        self, view: TargetView | None, export: Export, store: BackingStore
+    ) -> TargetView | None:
+        """The target itself if it can become what is wanted; else it is removed."""
+        if view is not None and (
+            not view.initiators  # let in last, so a target without any was left half-made
+            or view.path != store.path
+            or view.id != target_id(export.volume)
+            or view.read_only != export.read_only
+        ):
+            self._delete(view)
+            return None
+        return view
+
+    def _create(self, export: Export, store: BackingStore) -> None:
+        number, identity = target_id(export.volume), export.identity
+        self._socket.call(
+            Operation.NEW, Mode.TARGET, target=number, parameters=f"targetname={export.target}"
         )
+        options = f",bsopts={store.options}" if store.options else ""
+        self._socket.call(
+            Operation.NEW, Mode.LOGICAL_UNIT, target=number, lun=1,
+            parameters=f"path={store.path},bstype={store.kind}{options}",
+        )  # fmt: skip
         for setting in (
-            f"scsi_id={identity.naa},scsi_sn={identity.serial},vendor_id=ATOLL,product_id=LUN",
+            f"scsi_id={identity.naa},scsi_sn={identity.serial},"
+            f"vendor_id={identity.vendor},product_id={identity.product}",
             "thin_provisioning=1",
+            *(("readonly=1",) if export.read_only else ()),
             *((_NO_WRITE_CACHE,) if self._durability == "disk" else ()),
         ):
-            self._call(Operation.UPDATE, Mode.LOGICAL_UNIT, identity, setting, lun=1)
+            self._socket.call(
+                Operation.UPDATE, Mode.LOGICAL_UNIT, target=number, lun=1, parameters=setting
+            )
+        self._accounts.bind(export)
         for initiator in export.initiators:
-            self._call(Operation.BIND, Mode.TARGET, identity, f"initiator-name={initiator}")
+            self._socket.call(
+                Operation.BIND, Mode.TARGET, target=number,
+                parameters=f"initiator-name={initiator}",
+            )  # fmt: skip
 
     def _admit(self, view: TargetView, initiators: tuple[str, ...]) -> bool:
         come = [name for name in initiators if name not in view.initiators]
@@ -235,13 +280,44 @@ class GroupDaemon:
             )
         return bool(come or gone)
 
-    def _reopen(self, view: TargetView, export: Export) -> None:
-        """Make tgtd see the image's new size.
+    def _reopen(self, grown: list[tuple[TargetView, BackingStore]]) -> None:
+        """Make tgtd see the images' new sizes, for which it opens them again.
 
-        tgtd closes and opens the image, and its workers must not be using it. So
-        the target takes no commands until those it has are done. Commands that
-        arrive meanwhile are never answered; the sessions are dropped in the end,
-        upon which initiators log in again and repeat them.
+        Its workers must not be using them then. In a lull initiators notice nothing;
+        where there can be none, sessions are dropped once.
+        """
+        process = self.process()
+        if process is None:
+            raise StorageUnreachableError(
+                f"The iSCSI daemon of LUN group {self._group} is gone; reconcile starts it again."
+            )
+        # A target that takes no commands has some it will never answer.
+        dull = [(view, store) for view, store in grown if not view.ready]
+        well = [(view, store) for view, store in grown if view.ready]
+        luns = sum(view.path != "" for view in self._socket.targets())
+        with process:
+            try:
+                with lull(process, luns):
+                    for view, store in well:
+                        self._open_again(view, store)
+            except NoLullError:
+                dull = grown
+        for view, store in dull:
+            self._reopen_dropping_sessions(view, store)
+
+    def _open_again(self, view: TargetView, store: BackingStore) -> None:
+        # Nothing after the path: tgtd reports the last item only, and this puts it online.
+        self._socket.call(
+            Operation.UPDATE, Mode.LOGICAL_UNIT, target=view.id, lun=1,
+            parameters=f"online=0,path={store.path}",
+        )  # fmt: skip
+
+    def _reopen_dropping_sessions(self, view: TargetView, store: BackingStore) -> None:
+        """The way without a lull.
+
+        The target takes no commands until those it has are done. What arrives
+        meanwhile is never answered; so the sessions are dropped in the end, upon
+        which initiators log in again and repeat it.
         """
         self._set_state(view.id, "offline")
         deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -254,10 +330,7 @@ class GroupDaemon:
                     "its old size; repeat the call when the pool's disks are less busy."
                 )
             time.sleep(_POLL_SECONDS)
-        for step in ("online=0", f"path={export.image}", "online=1"):
-            self._socket.call(
-                Operation.UPDATE, Mode.LOGICAL_UNIT, target=view.id, lun=1, parameters=step
-            )
+        self._open_again(view, store)
         self._set_state(view.id, "ready")
         self._disconnect(view.id, self._view(view.id).sessions)
 
@@ -302,13 +375,7 @@ class GroupDaemon:
             "reconcile serves it again."
         )
 
-    def _call(
-        self, operation: Operation, mode: Mode, identity: Identity, parameters: str,
-        lun: int | None = None,
-    ) -> None:  # fmt: skip
-        if lun is None:
-            self._socket.call(operation, mode, target=identity.target_id, parameters=parameters)
-        else:
-            self._socket.call(
-                operation, mode, target=identity.target_id, lun=lun, parameters=parameters
-            )
+
+def _listening(address: str, port: int) -> str:
+    """A portal as tgtd shows it."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

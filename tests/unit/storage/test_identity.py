@@ -1,34 +1,36 @@
 """LUN identities and names."""
 
 import re
-from uuid import UUID, uuid4
+import secrets
 
 import pytest
 
 from atoll.model.errors import StorageConflictError
-from atoll.storage.drivers.embedded.identity import (
+from atoll.storage.identity import (
     check_initiator,
     check_name,
     identity_of,
+    target_id,
     target_name,
 )
 
 
-def test_an_identity_is_a_function_of_the_uuid() -> None:
-    uuid = UUID("01234567-89ab-4def-8123-456789abcdef")
-    identity = identity_of(uuid)
-    assert identity == identity_of(uuid)
+def test_an_identity_is_a_function_of_the_volume() -> None:
+    volume = "0123456789ab4def8123456789abcdef"
+    identity = identity_of(volume)
+    assert identity == identity_of(volume)
     assert identity.naa == "naa.60014050123456789ab4def812345678"
-    assert identity.target_id == 0x09ABCDEF
+    assert target_id(volume) == 0x09ABCDEF
 
 
 def test_identities_differ_and_fit() -> None:
-    made = [identity_of(uuid4()) for _ in range(200)]
+    volumes = [secrets.token_hex(16) for _ in range(200)]
+    made = [identity_of(volume) for volume in volumes]
     assert len({identity.naa for identity in made}) == 200
     for identity in made:
         assert re.fullmatch(r"naa\.6001405[0-9a-f]{25}", identity.naa)
-        assert 0 < identity.target_id < 2**31
         assert len(identity.serial) <= 36
+    assert all(0 < target_id(volume) < 2**31 for volume in volumes)
 
 
 def test_targets_of_dotted_names_do_not_collide() -> None:
