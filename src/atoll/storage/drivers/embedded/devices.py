@@ -52,7 +52,12 @@ def remove_device(root: Path, path: str) -> None:
             f"{path} holds {leaving.used_bytes} bytes and the other disks have {room} to give, so "
             "nothing was moved; add a disk, or delete snapshots and run `btrfs balance`."
         )
-    _btrfs("remove", leaving.path, str(root))
+    try:
+        _btrfs("remove", leaving.path, str(root))
+    except StorageUnreachableError:
+        # Whoever began it before may have been killed; btrfs went on, and it is done.
+        if _find(root, path) is not None:
+            raise
 
 
 def _find(root: Path, path: str) -> PoolDevice | None:
@@ -88,7 +93,11 @@ def _errors(root: int, number: int) -> int:
 
 def _btrfs(action: str, *arguments: str) -> None:
     done = subprocess.run(
-        ["btrfs", "device", action, *arguments], capture_output=True, text=True, check=False
+        # One such change at a time: wait for what another began.
+        ["btrfs", "device", action, "--enqueue", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
