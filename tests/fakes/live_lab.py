@@ -169,6 +169,10 @@ class LiveLab:
             runs=tuple(sorted(path.name for path in (self.places.state / "runs").glob("*"))),
         )
 
+    def snapshots_on_disk(self) -> list[Path]:
+        """The snapshots' subvolumes, recorded or not."""
+        return list((self.places.pool / "snapshots").iterdir())
+
     def assert_in_order(self) -> Standing:
         """Nothing is held, in work or left over: only what the next increment needs is there."""
         standing = self.standing()
@@ -183,9 +187,7 @@ class LiveLab:
             if item["point"]["vm"] in present
         }
         assert set(standing.snapshots) == set(newest.values())
-        held = self.places.pool / "snapshots" / GROUP
-        on_disk = {path.name for path in held.iterdir()} if held.exists() else set()
-        assert on_disk == set(standing.snapshots)
+        assert len(self.snapshots_on_disk()) == len(standing.snapshots)
         return standing
 
 

@@ -66,6 +66,7 @@ def clean_up(
     for record in records:
         done += _thaw(record, agents)
     done += engine.reconcile()
+    done += [f"Deleted snapshot {name}, whose time was over." for name in engine.expire_snapshots()]
     for group in engine.groups():
         if group.clone_of is not None and group.name.startswith(prefix):
             engine.delete_clone(group.name)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from atoll.model.extents import Extent
 from atoll.model.readers import BlockReader
-from atoll.model.storage import Capabilities, PoolDevice, Portal
+from atoll.model.storage import Capabilities, DurabilityChoice, PoolDevice, Portal
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +257,15 @@ class DeviceBackend(Protocol):
 
         PoolFullError, before anything moves, when the others have no room for it.
         """
+        ...
+
+
+@runtime_checkable
+class DurabilityBackend(Protocol):
+    """A backend that lets the admin choose when a write counts as written."""
+
+    def durability_choices(self) -> Sequence[DurabilityChoice]:
+        """The choices with what each costs on this pool, measured now, in seconds."""
         ...
 
 

@@ -13,6 +13,7 @@ from atoll.model.extents import Extent
 from atoll.model.readers import BlockReader
 from atoll.model.storage import (
     Capabilities,
+    DurabilityChoice,
     GroupSnapshot,
     Lun,
     LunGroup,
@@ -21,7 +22,13 @@ from atoll.model.storage import (
     PoolDevice,
     Presentation,
 )
-from atoll.storage.backend import Chap, DeviceBackend, Place, VolumeBackend
+from atoll.storage.backend import (
+    Chap,
+    DeviceBackend,
+    DurabilityBackend,
+    Place,
+    VolumeBackend,
+)
 from atoll.storage.catalogue import Catalogue, lun_of
 from atoll.storage.exports import Exports
 from atoll.storage.identity import check_initiator, check_name, target_id, target_name
@@ -123,6 +130,15 @@ class ManagedEngine:
         """Move all data off a disk and let it go, while the pool is in use."""
         with self._locks.held("_devices"):
             self._devices().remove_device(path)
+
+    def durability_choices(self) -> Sequence[DurabilityChoice]:
+        """When a write counts as written, and what each choice costs here."""
+        if not isinstance(self._backend, DurabilityBackend):
+            raise StorageConflictError(
+                f"{self._name} acknowledges writes as its storage system does; there is nothing to "
+                "choose here."
+            )
+        return self._backend.durability_choices()
 
     def groups(self) -> Sequence[LunGroup]:
         """All LUN groups, clones included."""

@@ -10,6 +10,7 @@ from atoll.model.extents import Extent
 from atoll.model.readers import BlockReader
 from atoll.model.storage import (
     Capabilities,
+    DurabilityChoice,
     GroupSnapshot,
     Lun,
     LunGroup,
@@ -98,6 +99,10 @@ class Federation:
         raise self._nameless()
 
     def remove_device(self, path: str) -> None:
+        """A system's own: name it."""
+        raise self._nameless()
+
+    def durability_choices(self) -> Sequence[DurabilityChoice]:
         """A system's own: name it."""
         raise self._nameless()
 
@@ -223,6 +228,11 @@ class Federation:
     def reconcile(self) -> Sequence[str]:
         """Bring every system in line with its records."""
         return self._of_all(lambda system: system.reconcile())
+
+    def stop(self) -> None:
+        """End what serves LUNs, on every system."""
+        for system in self._systems:
+            system.stop()
 
     def _find(self, group: str) -> StorageEngine | None:
         for system in self._systems:

@@ -7,6 +7,7 @@ from atoll.model.extents import Extent
 from atoll.model.readers import BlockReader
 from atoll.model.storage import (
     Capabilities,
+    DurabilityChoice,
     GroupSnapshot,
     Lun,
     LunGroup,
@@ -58,6 +59,13 @@ class StorageEngine(Protocol):
 
         Takes as long as the data; cut short, it is repeated. PoolFullError, before
         anything moves, when the other disks have no room for it.
+        """
+        ...
+
+    def durability_choices(self) -> Sequence[DurabilityChoice]:
+        """When a write counts as written, and what each choice costs here, measured now.
+
+        StorageConflictError where there is nothing to choose.
         """
         ...
 
@@ -186,4 +194,8 @@ class StorageEngine(Protocol):
         What no record explains is told of, and removed when that was so for the
         grace time; what is recorded and gone is told of and kept in the records.
         """
+        ...
+
+    def stop(self) -> None:
+        """End what serves LUNs on this machine, whoever uses them; `reconcile` starts it again."""
         ...

@@ -90,6 +90,35 @@ def status(
         raise typer.Exit(_ALARM_STATUS)
 
 
+@app.command("durability")
+def durability(json: Json = False, system: System = None) -> None:
+    """Say when a write counts as written, what a crash then loses, and what safety costs here.
+
+    Measured on the pool, which takes seconds. Change it by `durability` in the settings.
+    """
+    found = engine(system).durability_choices()
+    if json:
+        as_json(list(found))
+        return
+    table(
+        [
+            "durability",
+            "~a write is acknowledged when",
+            "~a crash of this host loses",
+            ">4 KiB writes a second",
+        ],
+        [
+            (
+                f"{choice.name} (chosen)" if choice.chosen else choice.name,
+                choice.acknowledged_when,
+                choice.crash_loses,
+                f"{choice.writes_per_second:,.0f}",
+            )
+            for choice in found
+        ],
+    )
+
+
 @app.command("list")
 def list_luns(json: Json = False) -> None:
     """List LUN groups and LUNs, with their identity and who sees them where."""
@@ -169,3 +198,19 @@ def reconcile(json: Json = False) -> None:
         as_json(list(done))
     else:
         out.print("\n".join(done) if done else "All is as recorded.", soft_wrap=True)
+
+
+@app.command("stop")
+def stop(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, system: System = None
+) -> None:
+    """End what serves LUNs on this machine, to unmount the pool; `reconcile` starts it again.
+
+    Hosts that use a LUN lose it until then.
+    """
+    chosen = engine(system)
+    shown = len(chosen.presentations())
+    if shown and not yes:
+        typer.confirm(f"Take {shown} LUNs away from the hosts that see them?", abort=True, err=True)
+    chosen.stop()
+    out.print(f"{chosen.name} serves nothing on this machine until it is reconciled.")

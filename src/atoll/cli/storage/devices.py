@@ -59,7 +59,7 @@ def remove_device(disk: Device, system: System = None) -> None:
     out.print(f"{disk} is out of the pool and empty.")
 
 
-class _draining:  # noqa: N801 - reads as what happens meanwhile
+class _draining:
     """Shows how much of a disk is still to be moved, on a terminal."""
 
     def __init__(self, chosen: StorageEngine, disk: str) -> None:

@@ -94,7 +94,7 @@ def revert_group(
     How they are now is kept as a snapshot first, so that you can change your mind.
     """
     if not yes:
-        typer.confirm(f"Make every LUN of {group} what it was in {name}?", abort=True)
+        typer.confirm(f"Make every LUN of {group} what it was in {name}?", abort=True, err=True)
     storage = engine()
     kept = ""
     if not discard:

@@ -10,9 +10,9 @@ from pathlib import Path
 from atoll.model.errors import StorageUnreachableError
 from atoll.model.extents import Extent
 from atoll.model.readers import BlockReader
-from atoll.model.storage import Capabilities, PoolDevice, Portal
+from atoll.model.storage import Capabilities, DurabilityChoice, PoolDevice, Portal
 from atoll.storage.backend import Export, Place, Room, SnapshotTimes, VolumeIdentity
-from atoll.storage.drivers.embedded import btrfs, devices
+from atoll.storage.drivers.embedded import btrfs, devices, durability
 from atoll.storage.drivers.embedded.btrfs import pool_errors
 from atoll.storage.drivers.embedded.changes import differences
 from atoll.storage.drivers.embedded.pool import Pool, sync_directory
@@ -26,7 +26,7 @@ _LABEL = "user.atoll.lun"
 
 
 class EmbeddedBackend:
-    """A VolumeBackend, and DeviceBackend, over a pool on this machine."""
+    """A VolumeBackend, DeviceBackend and DurabilityBackend over a pool on this machine."""
 
     capabilities = Capabilities()
     snapshots_need_volume = False
@@ -37,10 +37,11 @@ class EmbeddedBackend:
         place: Place,
         addresses: Sequence[str],
         ports: Sequence[int],
-        durability: Durability,
+        durability_chosen: Durability,
     ) -> None:
         self._pool = pool
-        self._targets = TgtTargets(place, addresses, ports, self._backing, durability)
+        self._durability = durability_chosen
+        self._targets = TgtTargets(place, addresses, ports, self._backing, durability_chosen)
 
     def room(self) -> Room:
         """How full the file system is."""
@@ -214,6 +215,11 @@ class EmbeddedBackend:
         """`btrfs device remove`."""
         with pool_errors(f"remove {path}"):
             devices.remove_device(self._pool.root, path)
+
+    def durability_choices(self) -> Sequence[DurabilityChoice]:
+        """From the disks or from memory."""
+        with pool_errors("measure the pool"):
+            return durability.choices(self._pool.root, self._durability)
 
     def _backing(self, group: str, export: Export) -> BackingStore:
         return BackingStore("rdwr", str(self._pool.image(group, export.volume)))
