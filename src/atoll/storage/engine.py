@@ -241,8 +241,13 @@ class ManagedEngine:
                 raise StorageConflictError(
                     f"LUN group {to} has a LUN {lun} already; rename one of them first."
                 )
-            self._refuse_if_read_only(record)
-            self._refuse_if_read_only(target)
+            for each in (record, target):
+                # A clone goes with all that is in it, and stands on its origin's snapshot.
+                if each.origin is not None:
+                    raise StorageConflictError(
+                        f"{each.name} is a clone, which LUNs neither join nor leave; copy the "
+                        "data instead."
+                    )
             self._refuse_if_presented(record, [found])
             self._exports.apply(record)  # whoever withdrew it may have died before this
             self._records.begin_move(found.volume, target.id)

@@ -1,7 +1,7 @@
 """Finishes or clears what a crash cut short, and compares the records with the storage system."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -120,34 +120,53 @@ class Repair:
 
     def _compare(self) -> list[str]:
         """Tell what the system lost, and finish what grew."""
-        there, taken = self._backend.volumes(), self._backend.snapshots()
         done = []
+        there, taken = self._backend.volumes(), self._backend.snapshots()
         for group in self._records.groups():
-            for lun in self._records.luns(group.id):
-                size_bytes = there.get(lun.volume)
-                name = f"{group.name}/{lun.name}"
-                if size_bytes is None:
-                    done.append(
-                        f"LUN {name} is recorded but its volume {lun.volume} is not there; "
-                        "restore it, or delete the LUN by name."
-                    )
-                elif size_bytes < lun.size_bytes:
-                    self._backend.grow_volume(group.id, lun.volume, lun.size_bytes)
-                    done.append(f"Finished growing LUN {name} to {lun.size_bytes} bytes.")
-                elif size_bytes > lun.size_bytes:
-                    self._records.resize_lun(lun.volume, size_bytes)
-                    done.append(
-                        f"LUN {name} was grown to {size_bytes} bytes by other means; noted."
-                    )
-                if lun.lost != (size_bytes is None):
-                    self._records.set_lost(lun.volume, lost=size_bytes is None)
-            done += [
-                f"Snapshot {group.name}@{record.taken.name} is recorded but the storage system "
-                "has it no more; delete it by name."
-                for record in self._records.snapshots(group.id)
-                if record.members and record.id not in taken
-            ]
+            if self._as_recorded(group, there, taken):
+                continue
+            with self._locks.held(group.name):  # once more, while nobody changes it
+                done += self._compare_group(
+                    group, self._backend.volumes(), self._backend.snapshots()
+                )
         return done
+
+    def _as_recorded(
+        self, group: GroupRecord, there: Mapping[str, int], taken: Collection[str]
+    ) -> bool:
+        return all(
+            there.get(lun.volume) == lun.size_bytes and not lun.lost
+            for lun in self._records.luns(group.id)
+        ) and all(
+            record.id in taken for record in self._records.snapshots(group.id) if record.members
+        )
+
+    def _compare_group(
+        self, group: GroupRecord, there: Mapping[str, int], taken: Collection[str]
+    ) -> list[str]:
+        done = []
+        for lun in self._records.luns(group.id):
+            size_bytes = there.get(lun.volume)
+            name = f"{group.name}/{lun.name}"
+            if size_bytes is None:
+                done.append(
+                    f"LUN {name} is recorded but its volume {lun.volume} is not there; restore "
+                    "it, or delete the LUN by name."
+                )
+            elif size_bytes < lun.size_bytes:
+                self._backend.grow_volume(group.id, lun.volume, lun.size_bytes)
+                done.append(f"Finished growing LUN {name} to {lun.size_bytes} bytes.")
+            elif size_bytes > lun.size_bytes:
+                self._records.resize_lun(lun.volume, size_bytes)
+                done.append(f"LUN {name} was grown to {size_bytes} bytes by other means; noted.")
+            if lun.lost != (size_bytes is None):
+                self._records.set_lost(lun.volume, lost=size_bytes is None)
+        return done + [
+            f"Snapshot {group.name}@{record.taken.name} is recorded but the storage system has it "
+            "no more; delete it by name."
+            for record in self._records.snapshots(group.id)
+            if record.members and record.id not in taken
+        ]
 
     def _strangers(self) -> list[str]:
         done = []

@@ -392,6 +392,12 @@ def test_a_lun_moves_to_another_group_with_its_identity(storage: Storage) -> Non
     engine.withdraw(group, "a")
     with pytest.raises(StorageConflictError):
         engine.move_lun(group, "a", storage.fresh())
+    clone = storage.fresh()
+    engine.clone(group, "s", clone)
+    for source, target in ((group, clone), (clone, other)):
+        with pytest.raises(StorageConflictError, match="clone"):
+            engine.move_lun(source, "a", target)
+    engine.delete_clone(clone)
     after = engine.move_lun(group, "a", other)
     assert engine.move_lun(group, "a", other) == after
     assert (after.group, after.naa, after.size_bytes) == (other, before.naa, storage.size)
@@ -763,7 +769,7 @@ def _play(storage: Storage, group: str, kind: str, place: int, units: int) -> No
         offset = place * 512 % (size - length + 512)
         if kind == "write":
             session.write(offset, random.Random(place).randbytes(length))
-        else:
+        elif session.thin:
             session.unmap(offset, length)
 
 

@@ -98,7 +98,7 @@ def test_from_an_empty_disk_to_a_grown_lun(admin: Admin) -> None:
         assert lun.read_capacity() == 96 << 20
     assert admin.json("status")[0]["capacity"]["provisioned_bytes"] == 128 << 20
     assert "All is as recorded" in admin.check("reconcile")
-    admin.refused(1, "Take 1 LUNs away", "stop")
+    admin.refused(2, "give --yes", "stop")
     assert "serves nothing" in admin.check("stop", "--yes")
     with pytest.raises(IscsiError):
         IscsiLun(address, portal["target"], portal["lun_number"], ESX1)
@@ -149,7 +149,7 @@ def test_a_day_in_a_storage_admins_life(admin: Admin) -> None:
     admin.refused(20, "delete the clone first", "snapshot", "delete", "prod", "one")
     admin.check("clone", "delete", "copy")
 
-    admin.refused(1, "", "snapshot", "revert", "prod", "one")  # nobody there to say yes
+    admin.refused(2, "give --yes", "snapshot", "revert", "prod", "one")
     admin.refused(20, "no snapshot nine", "snapshot", "revert", "prod", "nine", "--yes")
     assert [item["name"] for item in admin.json("snapshot", "list", "prod")] == ["one"]
     assert "before-revert-" in admin.check("snapshot", "revert", "prod", "one", "--yes")

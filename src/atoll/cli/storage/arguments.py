@@ -1,6 +1,7 @@
 """What the storage commands take, and how it is written."""
 
 import re
+import sys
 import time
 from dataclasses import dataclass
 from typing import Annotated
@@ -41,6 +42,15 @@ def _bytes(text: str) -> int:
     if found is None:
         raise typer.BadParameter(f"{text} is no size; write it like 500G or 2T")
     return int(found[1]) << 10 * _POWERS[found[2].upper()]
+
+
+def ask(question: str, *, yes: bool) -> None:
+    """Go on only if somebody says yes; where nobody can, `--yes` must have been given."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("this asks first and nobody can answer here; give --yes")
+    typer.confirm(question, abort=True)
 
 
 def expiry(text: str | None) -> float | None:

@@ -7,7 +7,7 @@ import typer
 from atoll.cli import context
 from atoll.cli.output import as_json, out, size, table
 from atoll.cli.storage import devices, luns, snapshots
-from atoll.cli.storage.arguments import Json, Lun, System, engine
+from atoll.cli.storage.arguments import Json, Lun, System, ask, engine
 from atoll.model.extents import total_bytes
 from atoll.storage.federation import systems_of
 from atoll.wiring import create_storage
@@ -210,7 +210,6 @@ def stop(
     """
     chosen = engine(system)
     shown = len(chosen.presentations())
-    if shown and not yes:
-        typer.confirm(f"Take {shown} LUNs away from the hosts that see them?", abort=True, err=True)
+    ask(f"Take {shown} LUNs away from the hosts that see them?", yes=yes or not shown)
     chosen.stop()
     out.print(f"{chosen.name} serves nothing on this machine until it is reconciled.")

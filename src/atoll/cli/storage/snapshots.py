@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from atoll.cli.output import as_json, moment, out, seconds, size, table
-from atoll.cli.storage.arguments import Group, Json, Snapshot, engine, expiry
+from atoll.cli.storage.arguments import Group, Json, Snapshot, ask, engine, expiry
 
 snapshot_app = typer.Typer(help="Snapshots of a whole group.", no_args_is_help=True)
 clone_app = typer.Typer(
@@ -93,8 +93,7 @@ def revert_group(
 
     How they are now is kept as a snapshot first, so that you can change your mind.
     """
-    if not yes:
-        typer.confirm(f"Make every LUN of {group} what it was in {name}?", abort=True, err=True)
+    ask(f"Make every LUN of {group} what it was in {name}?", yes=yes)
     storage = engine()
     kept = ""
     if not discard:
