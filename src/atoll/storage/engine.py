@@ -237,10 +237,6 @@ class ManagedEngine:
             found = self._catalogue.known_lun(record, lun)
             if group == to:
                 return lun_of(group, found)
-            if taken is not None:
-                raise StorageConflictError(
-                    f"LUN group {to} has a LUN {lun} already; rename one of them first."
-                )
             for each in (record, target):
                 # A clone goes with all that is in it, and stands on its origin's snapshot.
                 if each.origin is not None:
@@ -248,6 +244,10 @@ class ManagedEngine:
                         f"{each.name} is a clone, which LUNs neither join nor leave; copy the "
                         "data instead."
                     )
+            if taken is not None:
+                raise StorageConflictError(
+                    f"LUN group {to} has a LUN {lun} already; rename one of them first."
+                )
             self._refuse_if_presented(record, [found])
             self._exports.apply(record)  # whoever withdrew it may have died before this
             self._records.begin_move(found.volume, target.id)
@@ -368,6 +368,11 @@ class ManagedEngine:
             if record is None:
                 origin = self._catalogue.known_group(group)
                 found = self._catalogue.known_snapshot(origin, snapshot)
+                if read_only and not self._backend.capabilities.read_only_clones:
+                    raise StorageConflictError(
+                        f"The storage system {self._name} cannot keep initiators from writing to "
+                        f"a clone; make {clone} a writable one."
+                    )
                 self._clone(found, clone, read_only=read_only)
             elif record.origin != (group, snapshot) or record.read_only != read_only:
                 raise StorageConflictError(

@@ -1,45 +1,22 @@
 """Killed at any line of any call, and again in the repeat, every engine finds its way back."""
 
+import os
 import signal
-import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from types import FrameType
 
 import pytest
 from storage_engines import ESX1, Storage
 
+from atoll import storage as package
 from atoll.model.storage import LunGroup
 from atoll.storage.engine import ManagedEngine
 
 pytestmark = pytest.mark.needs_root
 
-KILLED_AT_A_LINE = """
-import os, signal, sys
-from pathlib import Path
-from atoll import storage
-from atoll.settings import StorageSection
-from atoll.wiring import open_system
-
-section, call, last = StorageSection.model_validate_json(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-package = os.path.dirname(storage.__file__)
-engine = open_system(section)
-lines = 0
-
-def trace(frame, event, argument):
-    global lines
-    if not frame.f_code.co_filename.startswith(package):
-        return None
-    if event == "line":
-        lines += 1
-        if lines == last:
-            os.kill(os.getpid(), signal.SIGKILL)
-    return trace
-
-sys.settrace(trace)
-eval(call)
-sys.settrace(None)
-print(lines)
-"""
+PACKAGE = os.path.dirname(package.__file__)
 
 
 def group(engine: ManagedEngine, name: str) -> LunGroup | None:
@@ -94,20 +71,45 @@ def unit_size(engine: ManagedEngine) -> int:
     return -(-(16 << 20) // unit) * unit
 
 
-def run(storage: Storage, call: str, last_line: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            KILLED_AT_A_LINE,
-            storage.section.model_dump_json(),
-            f"engine.{call}".replace("SIZE", str(storage.size)),
-            str(last_line),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def run(storage: Storage, call: str, last_line: int) -> tuple[int, int]:
+    """Make a call in a process that is killed at a line of it: its wait status, the lines it took."""
+    receiving, sending = os.pipe()
+    child = os.fork()
+    if child == 0:  # it has nothing of the parent's but memory: engines are opened anew
+        try:
+            os.close(receiving)
+            lines = _call(storage.reopen(), call, storage.size, last_line)
+            os.write(sending, str(lines).encode())
+            os._exit(0)
+        except BaseException:  # noqa: BLE001 - whatever it is, the parent is to show it
+            traceback.print_exc()
+            os._exit(1)
+    os.close(sending)
+    with open(receiving) as told:
+        lines = int(told.read() or 0)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), lines
+
+
+def _call(engine: ManagedEngine, call: str, size: int, last_line: int) -> int:
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable | None:
+        nonlocal lines
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line":
+            lines += 1
+            if lines == last_line:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        eval(f"engine.{call}", {"engine": engine, "SIZE": size})
+    finally:
+        sys.settrace(None)
+    return lines
 
 
 def prepare(storage: Storage, calls: Sequence[str]) -> None:
@@ -143,19 +145,18 @@ def test_killed_at_any_line(storage: Storage, call: str, share: int) -> None:
     if "revert" in call and not storage.engine.capabilities.revert:
         pytest.skip("this engine cannot revert")
     prepare(storage, preparation)
-    whole = run(storage, call, -1)
-    assert whole.returncode == 0, whole.stderr
-    lines = int(whole.stdout)
+    status, lines = run(storage, call, -1)
+    assert status == 0
     assert lines > share
     kills = 0
     for number in range(share):
         prepare(storage, preparation)
         line = 1 + number * (lines - 1) // (share - 1)
         for last in (line, 1 + (line * 7 + 13) % lines):
-            killed = run(storage, call, last)
+            status, _ = run(storage, call, last)
             # Polling makes the number of lines vary: the last ones may not come this time.
-            assert killed.returncode in (-signal.SIGKILL, 0), killed.stderr
-            kills += killed.returncode == -signal.SIGKILL
+            assert status in (-signal.SIGKILL, 0)
+            kills += status == -signal.SIGKILL
         engine = storage.reopen()
         engine.reconcile()
         check_nothing_is_left_over(engine)

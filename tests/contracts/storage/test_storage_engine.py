@@ -15,7 +15,8 @@ from storage_engines import CHAP, ESX1, ESX2, ESX3, Storage
 from atoll.model.errors import PoolFullError, StorageConflictError
 from atoll.model.extents import Extent
 from atoll.model.readers import BlockReader
-from atoll.model.storage import Lun
+from atoll.model.storage import Lun, Portal
+from atoll.storage.initiator import lun_numbers
 from atoll.storage.interface import StorageEngine
 from atoll_lab.iscsi import InitiatorRefusedError, IscsiError, discover
 from atoll_lab.iscsi.ordered_writer import OrderedWriter, is_one_instant, newest
@@ -118,7 +119,7 @@ def test_only_the_named_initiators_see_a_lun(storage: Storage) -> None:
         assert (answer.vendor, answer.product) == (lun.vendor, lun.product)
         assert session.read_capacity() == storage.size
     assert portal.target in {target.name for target in discover(address, ESX1)}
-    assert portal.target not in {target.name for target in discover(address, ESX2)}
+    assert not _shown(portal, ESX2)
     with pytest.raises(InitiatorRefusedError):
         storage.open(portal, ESX2)
 
@@ -132,6 +133,17 @@ def test_only_the_named_initiators_see_a_lun(storage: Storage) -> None:
     with pytest.raises(IscsiError):
         storage.open(portal, ESX2)
     assert engine.presentations() == [one for one in engine.presentations() if one.group != group]
+
+
+def _shown(portal: Portal, initiator: str) -> bool:
+    """Whether it finds the LUN: by its target, or in the one target that an array shows to all."""
+    address = f"{portal.address}:{portal.port}"
+    if portal.target not in {target.name for target in discover(address, initiator)}:
+        return False
+    try:
+        return portal.lun_number in lun_numbers(address, portal.target, initiator)
+    except InitiatorRefusedError:
+        return False
 
 
 def test_an_initiator_taken_off_the_list_loses_its_session(storage: Storage) -> None:
@@ -483,10 +495,13 @@ def test_reverting_brings_everything_back(storage: Storage) -> None:
 
 def test_a_read_only_clone_is_read_and_never_written(storage: Storage) -> None:
     engine, group, clone = storage.engine, storage.fresh(), storage.fresh()
-    if not engine.capabilities.read_only_clones:
-        pytest.skip("this engine's clones are writable")
     engine.create_group(group)
     engine.create_lun(group, "a", storage.size)
+    if not engine.capabilities.read_only_clones:
+        engine.snapshot_group(group, "s")
+        with pytest.raises(StorageConflictError):
+            engine.clone(group, "s", clone, read_only=True)
+        return
     with storage.open(engine.present(group, "a", [ESX1]).portals[0]) as session:
         session.write(0, b"base" * 1024)
     engine.snapshot_group(group, "s")
@@ -736,6 +751,8 @@ def check_changed_extents(
     A clone goes on where the group before it stood, so it is a clone of a clone sooner or later.
     """
     engine, made = storage.engine, [storage.fresh()]
+    if engine.capabilities.changed_extents == "compared":
+        pytest.skip("everything counts as changed with this engine")
     engine.create_group(made[0])
     engine.create_lun(made[0], "a", storage.size)
     taken = []
