@@ -17,6 +17,7 @@ from pathlib import Path
 from atoll.model.extents import total_bytes
 from atoll.storage.drivers.embedded import create_pool, open_embedded
 from atoll.storage.engine import ManagedEngine
+from atoll.storage.targets.tgt import Durability
 from atoll_lab.iscsi import IscsiLun
 from atoll_lab.iscsi.ordered_writer import OrderedWriter, is_one_instant, newest
 from atoll_lab.pool import create_loop_pool, destroy, image, snapshot_image
@@ -46,6 +47,7 @@ def main() -> None:
                 *_clones(engine),
                 *_reads(engine, root),
                 *_atomicity(engine),
+                *_durability(root),
             ]
         finally:
             engine.stop()
@@ -226,6 +228,29 @@ def _atomicity(engine: ManagedEngine) -> list[Figure]:
     return [
         figure("atomicity_violations", [float(violations)], "snapshots"),
         figure("atomicity_snapshots", [float(ATOMICITY_SNAPSHOTS)], "snapshots"),
+    ]
+
+
+def _durability(root: Path) -> list[Figure]:
+    """4 KiB writes a second over iSCSI, one at a time, acknowledged from the disk and from memory."""
+    say("what durability costs")
+    rates: dict[Durability, list[float]] = {"cache": [], "disk": []}
+    for durability, measured in rates.items():
+        engine = open_embedded(root, durability=durability)
+        portals = _group(engine, durability, 1, GIB)
+        with _session(portals[0]) as lun:
+            for repeat in range(5):
+                count, began = 0, time.monotonic()
+                while (passed := time.monotonic() - began) < 2:
+                    block = (count * 7919 + repeat) % (GIB // 4096)
+                    lun.write(block * 4096, b"\x5a" * 4096)
+                    count += 1
+                measured.append(count / passed)
+        _remove(engine, durability)
+    cache = _median(rates["cache"])
+    return [
+        figure("writes_acknowledged_from_cache", rates["cache"], "writes/s"),
+        figure("writes_acknowledged_from_disk", rates["disk"], "writes/s", "from cache", cache),
     ]
 
 
