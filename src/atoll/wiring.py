@@ -32,8 +32,8 @@ from atoll.storage.drivers import DRIVERS
 from atoll.storage.engine import ManagedEngine, Rules
 from atoll.storage.federation import as_one
 from atoll.storage.interface import StorageEngine
+from atoll.storage.limits import Allowances
 from atoll.storage.records import Records
-from atoll.storage.thresholds import Thresholds
 from atoll.vsphere.client import VCenter
 from atoll.vsphere.settings import VCenterSettings
 
@@ -144,9 +144,12 @@ def _rules(system: StorageSection) -> Rules:
         for account in system.chap
     }
     return Rules(
-        reserve_bytes=system.reserve_bytes,
-        overcommit_limit=system.overcommit_limit,
-        thresholds=Thresholds(system.warning_used, system.critical_used),
+        Allowances(
+            system.reserve_bytes,
+            system.overcommit_limit,
+            system.warning_used,
+            system.critical_used,
+        ),
         grace_seconds=system.grace_days * 86400,
         chap=accounts,
     )

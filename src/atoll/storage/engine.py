@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
 
-from atoll.model.errors import AtollError, PoolFullError, StorageConflictError
+from atoll.model.errors import AtollError, StorageConflictError
 from atoll.model.extents import Extent
 from atoll.model.readers import BlockReader
 from atoll.model.storage import (
@@ -31,11 +31,12 @@ from atoll.storage.backend import (
 )
 from atoll.storage.catalogue import Catalogue, lun_of
 from atoll.storage.exports import Exports
+from atoll.storage.guards import Guards
 from atoll.storage.identity import check_initiator, check_name, target_id, target_name
+from atoll.storage.limits import Allowances, Limits
 from atoll.storage.locks import Locks
 from atoll.storage.records import GroupRecord, LunRecord, Owed, Records, SnapshotRecord
 from atoll.storage.repair import Repair
-from atoll.storage.thresholds import Thresholds
 
 RUN = Path("/run/atoll")
 
@@ -44,15 +45,11 @@ RUN = Path("/run/atoll")
 class Rules:
     """What a system's admin decided.
 
-    `reserve_bytes` stay free: below that, snapshots and new LUNs are refused.
-    `overcommit_limit` is the most that may be promised for each byte there is.
     What no record explains is removed after `grace_seconds`. `chap` is by
     initiator.
     """
 
-    reserve_bytes: int = 1 << 30
-    overcommit_limit: float | None = None
-    thresholds: Thresholds = field(default_factory=Thresholds)
+    allowed: Allowances = field(default_factory=Allowances)
     grace_seconds: float = 7 * 86400
     chap: Mapping[str, Chap] = field(default_factory=dict)
 
@@ -75,15 +72,17 @@ class ManagedEngine:
     ) -> None:
         self._name = name
         self._records = records
-        self._rules = rules or Rules()
+        rules = rules or Rules()
         system_id = records.system_id
         self._run = RUN / system_id
         self._locks = Locks(self._run)
         self._backend = open_backend(Place(self._run, records, system_id))
-        self._exports = Exports(self._backend, records, self._rules.chap)
+        self._exports = Exports(self._backend, records, rules.chap)
         self._catalogue = Catalogue(name, records)
+        self._guards = Guards(records)
+        self._limits = Limits(name, self._backend, records, rules.allowed)
         self._repair = Repair(
-            self._backend, records, self._locks, self._exports, self._rules.grace_seconds
+            self._backend, records, self._locks, self._exports, rules.grace_seconds
         )
         self._repair.release()
 
@@ -104,18 +103,11 @@ class ManagedEngine:
 
     def capacity(self) -> PoolCapacity:
         """How full the pool is."""
-        room = self._backend.room()
-        provisioned = sum(
-            lun.size_bytes
-            for group in self._records.groups()
-            for lun in self._records.luns(group.id)
-        )
-        return PoolCapacity(room.total_bytes, room.free_bytes, provisioned)
+        return self._limits.capacity()
 
     def alarms(self) -> Sequence[PoolAlarm]:
         """Thresholds of the pool that were passed, the worst first."""
-        rules = self._rules
-        return rules.thresholds.alarms(self.capacity(), rules.reserve_bytes, rules.overcommit_limit)
+        return self._limits.alarms()
 
     def devices(self) -> Sequence[PoolDevice]:
         """The pool's disks."""
@@ -150,7 +142,7 @@ class ManagedEngine:
         with self._changing(group):
             record = self._records.group(group)
             if record is None:
-                self._require_room(0)
+                self._limits.require_room()
                 made = uuid4().hex
                 with self._making(Owed("group", group, made, made)):
                     self._backend.create_group(made)
@@ -177,8 +169,9 @@ class ManagedEngine:
             record = self._catalogue.known_group(group)
             found = self._catalogue.find_lun(record, lun)
             if found is None:
-                self._refuse_if_read_only(record)
-                self._require_room(size_bytes)
+                self._guards.not_read_only(record)
+                self._limits.require_room()
+                self._limits.require_promise(size_bytes)
                 found = self._create_lun(record, lun, size_bytes)
             if found.size_bytes != size_bytes:
                 raise StorageConflictError(
@@ -198,9 +191,9 @@ class ManagedEngine:
                     f"LUN {group}/{lun} has {found.size_bytes} bytes and cannot shrink to "
                     f"{size_bytes}; create a smaller LUN and move the data."
                 )
-            self._refuse_if_read_only(record)
+            self._guards.not_read_only(record)
             if size_bytes > found.size_bytes:
-                self._require_promise(size_bytes - found.size_bytes)
+                self._limits.require_promise(size_bytes - found.size_bytes)
                 self._records.resize_lun(found.volume, size_bytes)
             # Also when it was recorded before: who did may have died before this.
             self._backend.grow_volume(record.id, found.volume, size_bytes)
@@ -237,18 +230,13 @@ class ManagedEngine:
             found = self._catalogue.known_lun(record, lun)
             if group == to:
                 return lun_of(group, found)
-            for each in (record, target):
-                # A clone goes with all that is in it, and stands on its origin's snapshot.
-                if each.origin is not None:
-                    raise StorageConflictError(
-                        f"{each.name} is a clone, which LUNs neither join nor leave; copy the "
-                        "data instead."
-                    )
+            self._guards.no_clone(record)
+            self._guards.no_clone(target)
             if taken is not None:
                 raise StorageConflictError(
                     f"LUN group {to} has a LUN {lun} already; rename one of them first."
                 )
-            self._refuse_if_presented(record, [found])
+            self._guards.not_presented(record, [found])
             self._exports.apply(record)  # whoever withdrew it may have died before this
             self._records.begin_move(found.volume, target.id)
             self._repair.finish(to)
@@ -264,17 +252,8 @@ class ManagedEngine:
             if force:
                 self._records.present(found.volume, ())
             else:
-                self._refuse_if_presented(record, [found])
-                holding = [
-                    each.taken.name
-                    for each in self._records.snapshots(record.id)
-                    if found.volume in each.volumes
-                ]
-                if holding:
-                    raise StorageConflictError(
-                        f"LUN {group}/{lun} is in {len(holding)} snapshots, {holding[0]} the "
-                        "oldest; delete them first, or force it: they keep what they hold."
-                    )
+                self._guards.not_presented(record, [found])
+                self._guards.not_held(record, found)
             self._exports.apply(record)
             self._records.remove_lun(
                 record, found.volume, always=not self._backend.snapshots_need_volume
@@ -283,7 +262,7 @@ class ManagedEngine:
 
     def require_room(self, group: str) -> None:
         """Refuse when the pool is below its reserve, whatever the group."""
-        self._require_room(0)
+        self._limits.require_room()
 
     def snapshot_group(
         self, group: str, name: str, expires_at: float | None = None
@@ -295,7 +274,7 @@ class ManagedEngine:
             existing = self._records.snapshot(record.id, name)
             if existing is not None:
                 return existing.taken
-            self._require_room(0)
+            self._limits.require_room()
             return self._take(record, name, expires_at).taken
 
     def snapshots(self, group: str) -> Sequence[GroupSnapshot]:
@@ -331,7 +310,7 @@ class ManagedEngine:
             found = self._records.snapshot(record.id, name) if record else None
             if record is None or found is None:
                 return
-            self._refuse_if_cloned(record, found)
+            self._guards.not_cloned(record, found)
             self._records.remove_snapshot(record, found)
             self._repair.finish(group)
 
@@ -346,8 +325,8 @@ class ManagedEngine:
                     "the snapshot and present the clone instead."
                 )
             luns = self._records.luns(record.id)
-            self._refuse_if_read_only(record)
-            self._refuse_if_presented(record, luns)
+            self._guards.not_read_only(record)
+            self._guards.not_presented(record, luns)
             if later := [lun.name for lun in luns if lun.volume not in found.volumes]:
                 raise StorageConflictError(
                     f"Snapshot {group}@{snapshot} does not hold LUN {', '.join(later)}; move it to "
@@ -391,7 +370,7 @@ class ManagedEngine:
                 raise StorageConflictError(
                     f"{clone} is a LUN group, not a clone; delete it as a group if you mean it."
                 )
-            self._refuse_if_snapshotted(record)
+            self._guards.no_snapshots(record)
             self._forget_group(record)
 
     def present(self, group: str, lun: str, initiators: Sequence[str]) -> Presentation:
@@ -535,14 +514,14 @@ class ManagedEngine:
         snapshots = self._records.snapshots(group.id)
         if force:
             for snapshot in snapshots:
-                self._refuse_if_cloned(group, snapshot)
+                self._guards.not_cloned(group, snapshot)
             for lun in luns:
                 self._records.present(lun.volume, ())
             for snapshot in snapshots:
                 self._records.remove_snapshot(group, snapshot)
         else:
-            self._refuse_if_presented(group, luns)
-            self._refuse_if_snapshotted(group)
+            self._guards.not_presented(group, luns)
+            self._guards.no_snapshots(group)
         self._forget_group(group)
 
     def _forget_group(self, group: GroupRecord) -> None:
@@ -577,52 +556,4 @@ class ManagedEngine:
         if size_bytes <= 0 or size_bytes % unit:
             raise StorageConflictError(
                 f"LUN {lun} cannot have {size_bytes} bytes; choose a multiple of {unit >> 20} MiB."
-            )
-
-    def _require_room(self, size_bytes: int) -> None:
-        room = self._backend.room()
-        if room.free_bytes < self._rules.reserve_bytes:
-            raise PoolFullError(
-                f"The pool of {self._name} has {room.free_bytes} bytes free, below its reserve of "
-                f"{self._rules.reserve_bytes}, and nothing was changed; make room or add a disk."
-            )
-        if size_bytes:
-            self._require_promise(size_bytes)
-
-    def _require_promise(self, size_bytes: int) -> None:
-        limit = self._rules.overcommit_limit
-        if limit is None:
-            return
-        capacity = self.capacity()
-        promised = capacity.provisioned_bytes + size_bytes
-        if promised > limit * capacity.total_bytes:
-            raise PoolFullError(
-                f"The LUNs of {self._name} would promise {promised} bytes of its "
-                f"{capacity.total_bytes}, over the limit of {limit:g} times, and nothing was "
-                "changed; add a disk or raise overcommit_limit."
-            )
-
-    def _refuse_if_read_only(self, group: GroupRecord) -> None:
-        if group.read_only:
-            raise StorageConflictError(
-                f"{group.name} is a read-only clone and stays as it is; make a writable one."
-            )
-
-    def _refuse_if_presented(self, group: GroupRecord, luns: Sequence[LunRecord]) -> None:
-        presented = self._records.presented(group.id)
-        if names := [f"{group.name}/{lun.name}" for lun in luns if lun.volume in presented]:
-            raise StorageConflictError(f"LUN {', '.join(names)} is presented; withdraw it first.")
-
-    def _refuse_if_snapshotted(self, group: GroupRecord) -> None:
-        if taken := self._records.snapshots(group.id):
-            raise StorageConflictError(
-                f"LUN group {group.name} has {len(taken)} snapshots, {taken[0].taken.name} the "
-                "oldest; delete them first."
-            )
-
-    def _refuse_if_cloned(self, group: GroupRecord, snapshot: SnapshotRecord) -> None:
-        if clones := self._records.clones_of(snapshot.id):
-            raise StorageConflictError(
-                f"Snapshot {group.name}@{snapshot.taken.name} carries {', '.join(clones)}; delete "
-                "the clone first."
             )

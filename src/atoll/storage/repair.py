@@ -13,6 +13,8 @@ from atoll.storage.records import GroupRecord, Intent, Owed, Records
 _STRANGER = "stranger:"
 """Begins the note of when something that no record explains was first seen."""
 
+_CLEARED = ("daemon", "snapshot", "volume", "group")
+
 
 @dataclass(frozen=True, slots=True)
 class Stranger:
@@ -175,7 +177,8 @@ class Repair:
         for note in known.keys() - {stranger.note for stranger in found}:
             self._records.put_note(note, None)
         now = time.time()
-        for stranger in sorted(found, key=lambda each: each.note):
+        # What stands on another goes first: a group holds volumes, and these their snapshots.
+        for stranger in sorted(found, key=lambda each: (_CLEARED.index(each.kind), each.id)):
             first = float(known.get(stranger.note, now))
             if stranger.note not in known:
                 self._records.put_note(stranger.note, str(now))

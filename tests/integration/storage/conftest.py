@@ -10,6 +10,7 @@ import pytest
 
 from atoll.storage.drivers.embedded import create_pool, open_embedded
 from atoll.storage.engine import ManagedEngine, Rules
+from atoll.storage.limits import Allowances
 from atoll_lab.pool import create_loop_pool, destroy
 
 
@@ -44,4 +45,4 @@ def pool(btrfs_mount: Path) -> Iterator[Path]:
 @pytest.fixture
 def engine(pool: Path) -> ManagedEngine:
     """An engine over an empty pool that acknowledges from the host's cache."""
-    return open_embedded(pool, Rules(reserve_bytes=1 << 20), durability="cache")
+    return open_embedded(pool, Rules(Allowances(reserve_bytes=1 << 20)), durability="cache")

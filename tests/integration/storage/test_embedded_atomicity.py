@@ -11,6 +11,7 @@ import pytest
 from atoll.storage.drivers.embedded import backend as backend_module
 from atoll.storage.drivers.embedded import btrfs, open_embedded
 from atoll.storage.engine import ManagedEngine, Rules
+from atoll.storage.limits import Allowances
 from atoll.storage.targets.tgt import barrier
 from atoll_lab.iscsi import IscsiLun
 from atoll_lab.iscsi.ordered_writer import OrderedWriter, is_one_instant, newest
@@ -64,7 +65,7 @@ def newest_of(engine: ManagedEngine, snapshot: str, lun: str) -> int:
 def test_every_snapshot_is_one_instant(
     pool: Path, durability: Literal["cache", "disk"], flush: bool, snapshots: int
 ) -> None:
-    engine = open_embedded(pool, Rules(reserve_bytes=MIB), durability=durability)
+    engine = open_embedded(pool, Rules(Allowances(reserve_bytes=MIB)), durability=durability)
     seen = []
     with writing(engine, flush=flush) as writer:
         for number in range(snapshots):

@@ -28,6 +28,7 @@ import sys, time
 from pathlib import Path
 from atoll.storage.drivers.embedded import btrfs, open_embedded
 from atoll.storage.engine import Rules
+from atoll.storage.limits import Allowances
 from atoll.storage.targets.tgt import barrier
 
 def hang(*_, **__):
@@ -40,7 +41,7 @@ barrier.while_held.__kwdefaults__["limit_seconds"] = 3600.0
 if "--unwatched" in sys.argv:
     from contextlib import nullcontext
     barrier._watched = lambda *_: nullcontext()
-open_embedded(Path(sys.argv[1]), Rules(reserve_bytes=1)).snapshot_group("g", "s")
+open_embedded(Path(sys.argv[1]), Rules(Allowances(reserve_bytes=1))).snapshot_group("g", "s")
 """
 
 

@@ -12,6 +12,7 @@ import pytest
 from atoll.model.errors import PoolFullError, StorageConflictError, StorageUnreachableError
 from atoll.storage.drivers.embedded import create_pool, open_embedded
 from atoll.storage.engine import ManagedEngine, Rules
+from atoll.storage.limits import Allowances
 from atoll_lab.iscsi import IscsiLun
 
 pytestmark = pytest.mark.needs_root
@@ -50,7 +51,7 @@ def disks(tmp_path: Path) -> Iterator[Disks]:
         run("mkfs.btrfs", "-q", "-m", "single", paths[0])
         run("mount", "-o", "noatime", paths[0], str(root))
         create_pool(root, "disks")
-        engine = open_embedded(root, Rules(reserve_bytes=MIB), durability="cache")
+        engine = open_embedded(root, Rules(Allowances(reserve_bytes=MIB)), durability="cache")
         yield Disks(engine, paths, root)
     finally:
         if engine is not None:

@@ -12,6 +12,7 @@ from atoll.model.errors import PoolFullError, StorageConflictError, StorageUnrea
 from atoll.model.storage import Portal
 from atoll.storage.drivers.embedded import create_pool, open_embedded
 from atoll.storage.engine import ManagedEngine, Rules
+from atoll.storage.limits import Allowances
 from atoll.storage.records import Owed, Records
 from atoll_lab import pool as loop_pool
 from atoll_lab.iscsi import IscsiLun
@@ -62,7 +63,7 @@ def test_unmounting_mounting_and_destroying(tmp_path: Path) -> None:
     root = loop_pool.create_loop_pool(tmp_path / "lab", 512 * MIB)
     try:
         create_pool(root, "lab")
-        engine = open_embedded(root, Rules(reserve_bytes=MIB))
+        engine = open_embedded(root, Rules(Allowances(reserve_bytes=MIB)))
         engine.create_group("g")
         lun = engine.create_lun("g", "a", 16 * MIB)
         shown = engine.present("g", "a", [HOST])
@@ -74,7 +75,7 @@ def test_unmounting_mounting_and_destroying(tmp_path: Path) -> None:
         with pytest.raises(StorageUnreachableError):
             open_embedded(root)
         assert loop_pool.create_loop_pool(tmp_path / "lab", 512 * MIB) == root
-        again = open_embedded(root, Rules(reserve_bytes=MIB))
+        again = open_embedded(root, Rules(Allowances(reserve_bytes=MIB)))
         assert again.groups()[0].luns == (lun,)
         assert again.presentations() == [shown]
         assert again.reconcile() != []
@@ -92,7 +93,7 @@ def test_a_pool_that_fills_up_says_so(tmp_path: Path) -> None:
     root = loop_pool.create_loop_pool(tmp_path, 256 * MIB)
     try:
         create_pool(root, "small")
-        engine = open_embedded(root, Rules(reserve_bytes=64 * MIB))
+        engine = open_embedded(root, Rules(Allowances(reserve_bytes=64 * MIB)))
         engine.create_group("g")
         engine.create_lun("g", "a", 1024 * MIB)
         with loop_pool.image(root, "g", "a").open("r+b") as image:
@@ -133,7 +134,7 @@ def test_luns_in_use_are_never_moved_to_another_address(pool: Path, engine: Mana
     engine.create_group("g")
     engine.create_lun("g", "a", 16 * MIB)
     with connect(engine.present("g", "a", [HOST]).portals[0]) as session:
-        moved = open_embedded(pool, Rules(reserve_bytes=MIB), addresses=["127.0.0.2"])
+        moved = open_embedded(pool, Rules(Allowances(reserve_bytes=MIB)), addresses=["127.0.0.2"])
         with pytest.raises(StorageConflictError, match=r"served at 127\.0\.0\.1:"):
             moved.reconcile()
         session.write(0, b"kept" * 128)
@@ -143,7 +144,7 @@ def test_two_pools_serve_side_by_side(btrfs_mount: Path, engine: ManagedEngine) 
     root = btrfs_mount / "beside"
     root.mkdir()
     create_pool(root, "beside")
-    other = open_embedded(root, Rules(reserve_bytes=MIB))
+    other = open_embedded(root, Rules(Allowances(reserve_bytes=MIB)))
     try:
         portals = []
         for one in (engine, other):
@@ -171,7 +172,7 @@ def test_a_taken_port_is_told(btrfs_mount: Path) -> None:
     create_pool(root, "ported")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        engine = open_embedded(root, Rules(reserve_bytes=MIB), ports=(port, port))
+        engine = open_embedded(root, Rules(Allowances(reserve_bytes=MIB)), ports=(port, port))
         engine.create_group("g")
         engine.create_lun("g", "a", 16 * MIB)
         with pytest.raises(StorageUnreachableError, match="No port"):

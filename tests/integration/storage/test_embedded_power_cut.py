@@ -11,6 +11,7 @@ import pytest
 
 from atoll.storage.drivers.embedded import create_pool, open_embedded
 from atoll.storage.engine import ManagedEngine, Rules
+from atoll.storage.limits import Allowances
 from atoll_lab import pool as loop_pool
 from atoll_lab.iscsi import IscsiLun
 
@@ -30,7 +31,9 @@ class Machine:
         create_pool(self.root, "cut")
 
     def engine(self) -> ManagedEngine:
-        return open_embedded(self.root, Rules(reserve_bytes=MIB), durability=self.durability)
+        return open_embedded(
+            self.root, Rules(Allowances(reserve_bytes=MIB)), durability=self.durability
+        )
 
     def cut(self) -> None:
         """Take the disk out, then put it into a machine that knows nothing: no daemon, no /run."""

@@ -11,6 +11,7 @@ from atoll.storage.drivers.embedded import create_pool, open_embedded
 from atoll.storage.engine import ManagedEngine, Rules
 from atoll.storage.federation import Federation, as_one, systems_of
 from atoll.storage.interface import StorageEngine
+from atoll.storage.limits import Allowances
 from atoll_lab.pool import create_loop_pool, destroy
 
 pytestmark = pytest.mark.needs_root
@@ -27,7 +28,7 @@ def systems(tmp_path: Path) -> Iterator[list[ManagedEngine]]:
         for name, size in sizes.items():
             root = create_loop_pool(tmp_path / name, size)
             create_pool(root, name)
-            opened.append(open_embedded(root, Rules(reserve_bytes=MIB)))
+            opened.append(open_embedded(root, Rules(Allowances(reserve_bytes=MIB))))
         yield opened
     finally:
         for engine in opened:
@@ -101,8 +102,8 @@ def test_alarms_name_their_system_the_worst_first(systems: list[ManagedEngine]) 
     strict = [
         ManagedEngine(engine.name, engine._records, lambda _, engine=engine: engine._backend, rules)
         for engine, rules in (
-            (large, Rules(reserve_bytes=MIB, overcommit_limit=0.001)),
-            (small, Rules(reserve_bytes=1 << 60)),
+            (large, Rules(Allowances(reserve_bytes=MIB, overcommit_limit=0.001))),
+            (small, Rules(Allowances(reserve_bytes=1 << 60))),
         )
     ]
     alarms = Federation(strict).alarms()

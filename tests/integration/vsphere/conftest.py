@@ -11,6 +11,7 @@ import pytest
 
 from atoll.storage.drivers.embedded import create_pool, open_embedded
 from atoll.storage.engine import ManagedEngine, Rules
+from atoll.storage.limits import Allowances
 from atoll.vsphere.client import VCenterSettings
 from atoll_lab.pool import create_loop_pool, destroy
 from atoll_lab.vcenter.control import Control, ControlError
@@ -31,7 +32,7 @@ def engine(tmp_path: Path) -> Iterator[ManagedEngine]:
         root = create_loop_pool(disks, 2 << 30) / "pool"
         root.mkdir()
         create_pool(root, "vsphere")
-        running = open_embedded(root, Rules(reserve_bytes=1 << 20), durability="cache")
+        running = open_embedded(root, Rules(Allowances(reserve_bytes=1 << 20)), durability="cache")
         running.create_group("prod")
         for name in ("lun1", "lun2"):
             lun = running.create_lun("prod", name, LUN_BYTES)
