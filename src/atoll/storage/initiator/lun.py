@@ -91,6 +91,11 @@ class IscsiLun:
             self.close()
             raise
 
+    @property
+    def thin(self) -> bool:
+        """Whether the LUN takes ranges back, which read as zeros then."""
+        return self._zeroes_unmapped
+
     def inquiry(self) -> Inquiry:
         """Who the LUN says it is."""
         return inquiry_of(
@@ -276,6 +281,7 @@ class IscsiLun:
             todo = deque(index for index in range(len(commands)) if index not in answers)
             moving = 0
             busy = False
+            failure: ScsiCommandError | None = None
             under_way: dict[int, int] = {}
             while todo or under_way:
                 while todo and len(under_way) < _DEPTH and moving < _DEPTH_BYTES:
@@ -290,7 +296,10 @@ class IscsiLun:
                 elif answer.status in (BUSY, TASK_SET_FULL):
                     busy = True
                 elif answer.status != CHECK_CONDITION or answer.sense[0] != _UNIT_ATTENTION:
-                    raise self._failed(commands[index].what, answer, session.said())
+                    failure = failure or self._failed(commands[index].what, answer, session.said())
+                    todo.clear()  # those under way must end all the same
+            if failure is not None:
+                raise failure
             if len(answers) == len(commands):
                 return
             if busy and self._closing.wait(_BUSY_SECONDS):

@@ -20,9 +20,10 @@ _BATCH_EXTENTS = 64
 _BLOCK_BYTES = 4096
 """Reads are made of whole blocks of this size, which every LUN's block size divides."""
 
-_ROUNDS_SECONDS = (0.0, 1.0, 2.0, 4.0, 8.0)
-"""Pauses before each round over all portals: an array's other controller takes a while."""
+_PATIENCE_SECONDS = 15.0
+"""An array's other controller takes a while."""
 
+_PAUSE_SECONDS = 1.0
 _AVOID_SECONDS = 30.0
 _NOT_READY = 2
 """Sense key of a port that is in standby, unavailable or in transition (SPC-4, 5.15.2.4)."""
@@ -34,8 +35,9 @@ class IscsiReader:
     """A BlockReader over a LUN.
 
     It has several sessions, spread over the portals. When a portal stops
-    answering, sessions go on over another one; all portals are tried for some
-    fifteen seconds before TargetUnreachableError, or once if none lets us in.
+    answering, for `timeout_seconds` or with a word, sessions go on over another
+    one. TargetUnreachableError when all were tried for `patience_seconds`; when
+    none lets us in, that is said after one round.
     Every portal must lead to the LUN with this NAA name, or else to the one the
     first portal led to: WrongLunError.
     """
@@ -49,8 +51,11 @@ class IscsiReader:
         chap: Chap | None = None,
         connections: int = 2,
         timeout_seconds: int = 20,
+        patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
-        self._paths = _Paths(tuple(portals), initiator, naa, chap, timeout_seconds)
+        self._paths = _Paths(
+            tuple(portals), initiator, naa, chap, timeout_seconds, patience_seconds
+        )
         self._lanes: SimpleQueue[_Lane] = SimpleQueue()
         self._all = [_Lane(self._paths, number) for number in range(connections)]
         self._workers = ThreadPoolExecutor(connections, thread_name_prefix="iscsi-reader")
@@ -132,11 +137,13 @@ class _Paths:
         naa: str | None,
         chap: Chap | None,
         timeout_seconds: int,
+        patience_seconds: float,
     ) -> None:
         self._portals = portals
         self._initiator = initiator
         self._chap = chap
         self._timeout_seconds = timeout_seconds
+        self.patience_seconds = patience_seconds
         self._lock = threading.Lock()
         self._naa = naa
         self._known: Inquiry | None = None
@@ -203,9 +210,9 @@ class _Lane:
                 return action(self._lun)
             except IscsiError as error:
                 failure = self._failed(error)
-        for pause in _ROUNDS_SECONDS:
-            if self._paths.closing.wait(pause):
-                break
+        deadline = time.monotonic() + self._paths.patience_seconds
+        pause = 0.0
+        while not self._paths.closing.wait(pause):
             hopeless = True
             for portal in self._paths.order(self._number):
                 try:
@@ -215,8 +222,9 @@ class _Lane:
                 except IscsiError as error:
                     failure = self._failed(error)
                     hopeless = hopeless and not failure.retryable
-            if hopeless:
+            if hopeless or time.monotonic() > deadline:
                 break
+            pause = pause * 2 or _PAUSE_SECONDS
         raise failure
 
     def close(self) -> None:

@@ -66,9 +66,13 @@ class Answer:
 
 @dataclass(slots=True)
 class Pending:
-    """Something libiscsi is at; `kept` is memory it uses until then."""
+    """Something libiscsi is at; `kept` is memory it uses until then.
+
+    When it is a SCSI command, `data` in the end is its task, which is to be freed.
+    """
 
     kept: object = None
+    command: bool = False
     status: int | None = None
     data: int | None = None
     digest: Callable[[int], Any] | None = None
@@ -143,7 +147,7 @@ class Session:
 
     def start(self, issue: Callable[[int, Any, int], Any], kept: object = None) -> int:
         """Queue a SCSI command, `issue(context, callback, number)`; returns its number."""
-        number = self._register(Pending(kept))
+        number = self._register(Pending(kept, command=True))
         if not issue(self._context or 0, _ended, number):
             self._forget(number)
             self.lost = True
@@ -187,7 +191,7 @@ class Session:
         # libiscsi may have used their memory until now.
         for number in list(self._mine):
             left = _pending[number]
-            if left.data:
+            if left.command and left.data:
                 lib.scsi_free_scsi_task(ctypes.cast(left.data, ctypes.POINTER(Task)))
             self._forget(number)
 

@@ -33,7 +33,9 @@ def inquiry_of(standard: bytes, serial: bytes, identification: bytes) -> Inquiry
     """From standard INQUIRY data and pages 80h and 83h."""
     return Inquiry(
         "naa." + _naa(identification),
-        serial[4 : 4 + serial[3]].decode("ascii", "replace").strip(),
+        serial[4 : 4 + int.from_bytes(serial[2:4], "big")]
+        .decode("ascii", "replace")
+        .strip(" \0"),  # LIO ends it by a NUL
         standard[8:16].decode("ascii", "replace").strip(),
         standard[16:32].decode("ascii", "replace").strip(),
     )
@@ -50,7 +52,7 @@ def _naa(page: bytes) -> str:
     while position + 4 <= len(page):
         kind, length = page[position + 1] & 0xF, page[position + 3]
         name = page[position + 4 : position + 4 + length]
-        if kind == 3 and length == 16 and name[0] >> 4 == 6:
+        if kind == 3 and length == len(name) == 16 and name[0] >> 4 == 6:
             return name.hex()
         position += 4 + length
     return ""

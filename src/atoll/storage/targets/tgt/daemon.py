@@ -40,11 +40,15 @@ _NO_WRITE_CACHE = "mode_page=8:0:18:0x10:0:0xff:0xff:0:0:0xff:0xff:0xff:0xff:0x8
 
 @dataclass(frozen=True, slots=True)
 class BackingStore:
-    """Where a volume's bytes are, in tgt's words: its `bstype`, path and `bsopts`."""
+    """Where a volume's bytes are, in tgt's words: its `bstype`, path and `bsopts`.
+
+    `parameters` of the logical unit, as `key=value`, come after all others.
+    """
 
     kind: str
     path: str
     options: str = ""
+    parameters: tuple[str, ...] = ()
 
 
 class GroupDaemon:
@@ -251,6 +255,7 @@ class GroupDaemon:
             "thin_provisioning=1",
             *(("readonly=1",) if export.read_only else ()),
             *((_NO_WRITE_CACHE,) if self._durability == "disk" else ()),
+            *store.parameters,
         ):
             self._socket.call(
                 Operation.UPDATE, Mode.LOGICAL_UNIT, target=number, lun=1, parameters=setting

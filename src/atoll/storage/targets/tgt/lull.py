@@ -116,7 +116,10 @@ def _has_news(one: socket.socket) -> bool:
 
 @contextmanager
 def _tcp_sockets(process: TargetProcess) -> Iterator[list[socket.socket]]:
-    """Duplicates of a process's TCP sockets, open as long as this lasts."""
+    """Duplicates of the TCP sockets of a process's portals, open as long as this lasts.
+
+    Others may lead to the images, as librbd's do, and must be heard.
+    """
     with ExitStack() as held:
         found = []
         for number in process.descriptors("socket:"):
@@ -129,7 +132,8 @@ def _tcp_sockets(process: TargetProcess) -> Iterator[list[socket.socket]]:
             held.enter_context(one)
             if one.family in (socket.AF_INET, socket.AF_INET6) and one.type == socket.SOCK_STREAM:
                 found.append(one)
-        yield found
+        ports = {one.getsockname()[1] for one in found if _listens(one)}
+        yield [one for one in found if one.getsockname()[1] in ports]
 
 
 def _rests(process: TargetProcess, luns: int) -> bool:
