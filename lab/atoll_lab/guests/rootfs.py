@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from atoll_lab.guests.cache import cached, content_key
@@ -59,23 +60,51 @@ def rootfs() -> Path:
     return cached("rootfs", content_key(part.encode() for part in parts), _build)
 
 
-def _build(work: Path) -> None:
-    root = work / "root"
+def debian_tree(root: Path, packages: Sequence[str]) -> None:
+    """A minimal Debian with these packages in the directory `root`."""
     _run(
         "debootstrap",
         "--variant=minbase",
-        f"--include={','.join(PACKAGES)}",
+        f"--include={','.join(packages)}",
         SUITE,
         str(root),
         *_mirror(),
     )
-    _take_kernel(work, root)
+
+
+def unpack_kernel(root: Path, package: str, into: Path) -> None:
+    """Unpack the kernel that `package` names into `into`: `boot/vmlinuz-…` and `lib/modules/…`.
+
+    `root` is a tree of `debian_tree`, whose apt fetches it. Not installed: its
+    scripts would build an initramfs that lab guests have no use for.
+    """
+    _run("chroot", str(root), "apt-get", "update", "-qq")
+    listing = _run("chroot", str(root), "apt-cache", "depends", package)
+    names = [line.split()[-1] for line in listing.splitlines() if "Depends: linux-image-" in line]
+    if not names:
+        raise LabGuestError(f"{package} names no kernel; check the Debian mirror.")
+    into.mkdir()
+    _run("chroot", str(root), "sh", "-c", f"cd /tmp && apt-get download -qq {names[0]}")
+    [archive] = (root / "tmp").glob("linux-image-*.deb")
+    _run("dpkg-deb", "-x", str(archive), str(into))
+    archive.unlink()
+
+
+def slim(root: Path) -> None:
+    """Remove what a lab guest can do without."""
     for pattern in UNWANTED:
         for path in root.glob(pattern):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def _build(work: Path) -> None:
+    root = work / "root"
+    debian_tree(root, PACKAGES)
+    _take_kernel(work, root)
+    slim(root)
 
 
 def _mirror() -> list[str]:
@@ -89,18 +118,8 @@ def _mirror() -> list[str]:
 
 
 def _take_kernel(work: Path, root: Path) -> None:
-    # Unpacked, not installed: its scripts would build an initramfs this guest has no use for.
-    _run("chroot", str(root), "apt-get", "update", "-qq")
-    listing = _run("chroot", str(root), "apt-cache", "depends", KERNEL)
-    names = [line.split()[-1] for line in listing.splitlines() if "Depends: linux-image-" in line]
-    if not names:
-        raise LabGuestError(f"{KERNEL} names no kernel; check the Debian mirror.")
     kernel = work / "kernel"
-    kernel.mkdir()
-    _run("chroot", str(root), "sh", "-c", f"cd /tmp && apt-get download -qq {names[0]}")
-    [package] = (root / "tmp").glob("linux-image-*.deb")
-    _run("dpkg-deb", "-x", str(package), str(kernel))
-    package.unlink()
+    unpack_kernel(root, KERNEL, kernel)
     [image] = (kernel / "boot").glob("vmlinuz-*")
     shutil.copyfile(image, work / "vmlinuz")
     [tree] = (kernel / "lib" / "modules").iterdir()
