@@ -10,6 +10,7 @@ setup:           ## install packages and the virtual environment from the lock f
 
 setup-tests: setup
 	@sh scripts/setup tests
+	@sh scripts/cinder-sidecar
 
 lint: setup      ## style, types and layers
 	.venv/bin/ruff check .
@@ -42,3 +43,4 @@ agent: setup     ## build the agent as one file: build/atoll-agent.pyz
 
 lock:            ## refresh requirements.lock from pyproject.toml
 	uv pip compile -q --generate-hashes --no-header --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
+	cd sidecars/cinder && uv pip compile -q --generate-hashes --no-header --python-version 3.11 requirements.in -o requirements.lock

@@ -74,9 +74,7 @@ def test_a_director_killed_while_guests_are_frozen(
             backup.kill()
     if snapshot_taken:
         deadline = time.monotonic() + 60
-        while (
-            len(lab.snapshots_on_disk()) == len(points.snapshots) and time.monotonic() < deadline
-        ):
+        while len(lab.snapshots_on_disk()) == len(points.snapshots) and time.monotonic() < deadline:
             time.sleep(0.001)
         backup.kill()
     assert backup.wait(60) == -signal.SIGKILL

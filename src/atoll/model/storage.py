@@ -125,7 +125,8 @@ class Capabilities:
     `changed_extents`: `listed` by the storage, or `compared`, when everything
     counts as changed and the repository's hashes find out. `direct_read`: a
     snapshot is read from the engine, not over iSCSI. `protocols` says how LUNs
-    can reach initiators; none means that the engine cannot present. LUN sizes are
+    can reach initiators; none means that the engine cannot present. `chap`: they
+    can be given CHAP accounts; where not, the storage chooses those. LUN sizes are
     multiples of `unit_bytes`.
     """
 
@@ -134,6 +135,7 @@ class Capabilities:
     read_only_clones: bool = True
     revert: bool = True
     protocols: frozenset[Literal["iscsi", "fc"]] = frozenset({"iscsi"})
+    chap: bool = True
     unit_bytes: int = 1 << 20
 
 

@@ -49,6 +49,11 @@ class Exports:
                     f"{' and '.join(sorted(protocols)) or 'to no initiators'}."
                 )
         open_ones = [name for name in initiators if name not in self._chap]
+        if len(open_ones) < len(initiators) and not self._backend.capabilities.chap:
+            raise StorageConflictError(
+                f"LUN {lun} cannot be given CHAP accounts from the settings: this storage system "
+                "chooses them itself; take the initiators' accounts out."
+            )
         if open_ones and len(open_ones) < len(initiators):
             raise StorageConflictError(
                 f"LUN {lun} cannot go to {', '.join(open_ones)} without CHAP and to the others "

@@ -16,14 +16,21 @@ from atoll.settings import StorageSection
 from atoll.storage.backend import Chap
 from atoll.storage.engine import ManagedEngine
 from atoll.wiring import create_system, open_system
+from atoll_lab.ceph import mini_cluster
 from atoll_lab.iscsi import IscsiLun
 from atoll_lab.pool import create_loop_pool, destroy
+from atoll_lab.san.guest import san_guest
+from cinder_flash_array import cinder_flash_array
+from ontap_array import ontap_array
+from pure_array import pure_array
 
 ESX1 = "iqn.1998-01.com.vmware:esx1"
 ESX2 = "iqn.1998-01.com.vmware:esx2"
 ESX3 = "iqn.1998-01.com.vmware:esx3"
 """The one that has a CHAP account."""
-CHAP = Chap("esx3", "three-secret-3", "suite", "answer-of-suite")
+# libiscsi 1.19 reads the padding of a login answer as text, and LIO pads with what was there before:
+# a mutual user of 6 letters needs no padding.
+CHAP = Chap("esx3", "three-secret-3", "target", "answer-of-suite")
 
 MIB = 1 << 20
 
@@ -74,8 +81,80 @@ def embedded(directory: Path) -> Iterator[dict[str, Any]]:
         destroy(directory)
 
 
+@contextmanager
+def san(directory: Path) -> Iterator[dict[str, Any]]:
+    with san_guest(directory) as guest:
+        yield {**guest.settings, "state_directory": str(directory / "state")}
+
+
+@contextmanager
+def cinder_rbd(directory: Path) -> Iterator[dict[str, Any]]:
+    with mini_cluster(directory) as cluster:
+        yield {
+            "driver": "cinder",
+            "volume_driver": "cinder.volume.drivers.rbd.RBDDriver",
+            "options": {
+                "rbd_ceph_conf": str(cluster.conf),
+                "rbd_pool": cluster.pool,
+                "rbd_user": cluster.user,
+            },
+            "state_directory": str(directory / "state"),
+            "portal_addresses": ["127.0.0.1", "127.0.0.2"],
+        }
+
+
+@contextmanager
+def ceph(directory: Path) -> Iterator[dict[str, Any]]:
+    with mini_cluster(directory) as cluster:
+        yield {
+            "driver": "ceph",
+            "conf": str(cluster.conf),
+            "pool": cluster.pool,
+            "user": cluster.user,
+            "keyring": str(cluster.keyring),
+            "state_directory": str(directory / "state"),
+            "portal_addresses": ["127.0.0.1", "127.0.0.2"],
+        }
+
+
+@contextmanager
+def pure(directory: Path) -> Iterator[dict[str, Any]]:
+    root = create_loop_pool(directory, 4 << 30)
+    try:
+        with pure_array(root / "array") as array:
+            yield {**array.settings(directory), "state_directory": str(directory / "state")}
+    finally:
+        destroy(directory)
+
+
+@contextmanager
+def ontap(directory: Path) -> Iterator[dict[str, Any]]:
+    root = create_loop_pool(directory, 4 << 30)
+    try:
+        with ontap_array(root / "array") as array:
+            yield {**array.settings(directory), "state_directory": str(directory / "state")}
+    finally:
+        destroy(directory)
+
+
+@contextmanager
+def cinder_flasharray(directory: Path) -> Iterator[dict[str, Any]]:
+    media = create_loop_pool(directory, 4 << 30)
+    try:
+        with cinder_flash_array(media) as array:
+            yield {**array.settings(directory), "state_directory": str(directory / "state")}
+    finally:
+        destroy(directory)
+
+
 ENGINES: Mapping[str, Callable[[Path], AbstractContextManager[dict[str, Any]]]] = {
+    "cinder-flasharray": cinder_flasharray,
+    "ceph": ceph,
+    "cinder-rbd": cinder_rbd,
     "embedded": embedded,
+    "ontap": ontap,
+    "pure": pure,
+    "san": san,
 }
 
 
@@ -92,7 +171,10 @@ def standing(engine: str, directory: Path) -> Iterator[Storage]:
                 "name": "suite",
                 "reserve_bytes": MIB,
                 "chap": [{"initiator": ESX3, "user": CHAP.user, "secret_file": secrets[CHAP.user]}],
-                "mutual_chap": {"user": "suite", "secret_file": secrets["suite"]},
+                "mutual_chap": {
+                    "user": CHAP.mutual_user,
+                    "secret_file": secrets[CHAP.mutual_user],
+                },
                 **keys,
             }
         )

@@ -5,5 +5,10 @@ A driver is a module with `Settings`, `state_directory`, `create` and `open_back
 """
 
 DRIVERS = {
+    "ceph": "atoll.storage.drivers.ceph.driver",
+    "cinder": "atoll.storage.drivers.cinder.driver",
     "embedded": "atoll.storage.drivers.embedded",
+    "ontap": "atoll.storage.drivers.ontap",
+    "pure": "atoll.storage.drivers.pure",
+    "san": "atoll.storage.drivers.san.driver",
 }

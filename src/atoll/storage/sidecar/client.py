@@ -5,7 +5,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import BufferedRWPair
 from typing import Any
 
@@ -38,19 +38,19 @@ class Sidecar:
 
     def call(self, call: str, **arguments: object) -> Any:
         """What the call returns, as JSON has it; AtollError as the sidecar raised it."""
-        with self._lock:
+        with self._calling():
             reply = self._ask(call, arguments)
             return reply["result"]
 
     def read(self, call: str, **arguments: object) -> bytes:
         """The bytes a call returns."""
-        with self._lock:
+        with self._calling():
             reply = self._ask(call, arguments)
             return self._receive(reply["bytes"])
 
     def items(self, call: str, **arguments: object) -> Iterator[Any]:
         """What a call's iterator yields. Not lazy across calls: others wait until all is here."""
-        with self._lock:
+        with self._calling():
             parts: list[Any] = []
             reply = self._ask(call, arguments)
             while "part" in reply:
@@ -62,6 +62,17 @@ class Sidecar:
         """End it; the next call would start it again."""
         with self._lock:
             self._end()
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except AtollError:
+                raise
+            except BaseException:
+                self._end()  # interrupted: its answer is still to come, and is not the next call's
+                raise
 
     def _ask(self, call: str, arguments: Mapping[str, object]) -> dict[str, Any]:
         stream = self._running()

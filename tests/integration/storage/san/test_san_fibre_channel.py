@@ -1,0 +1,75 @@
+"""The way to Fibre Channel, run over the kernel's loopback fabric in place of an HBA."""
+
+import pytest
+
+from atoll.model.errors import StorageConflictError, StorageUnreachableError
+from san_system import HOST, MIB, SanSystem
+
+pytestmark = pytest.mark.needs_root
+
+PORT, HBA = "naa.6001405aa0000001", "naa.10000090fa000001"
+LOOPBACK = {"fc_fabric": "loopback", "fc_ports": [PORT]}
+
+
+def disks(system: SanSystem) -> list[str]:
+    """The guest's SCSI disks as their own initiator sees them after a scan."""
+    return system.guest.shell.check(
+        "for host in /sys/class/scsi_host/host*/scan; do echo '- - -' >$host; done; "
+        "ls /sys/block | grep '^sd' || true"
+    ).split()
+
+
+def test_a_lun_is_reached_over_the_fabric_by_those_named(system: SanSystem) -> None:
+    engine = system.open(**LOOPBACK)
+    engine.create_group("fc")
+    engine.create_lun("fc", "a", 16 * MIB)
+    lun = engine.create_lun("fc", "b", 16 * MIB)
+    shown = engine.present("fc", "b", [HBA])
+    [portal] = shown.portals
+    assert (portal.address, portal.target) == (PORT, PORT)
+    assert portal.lun_number != engine.present("fc", "a", [HBA]).portals[0].lun_number
+    engine.withdraw("fc", "a")
+    # An initiator port logs in: the one that was named, and it sees its LUN alone.
+    place = f"/sys/kernel/config/target/loopback/{PORT}/tpgt_1"
+    system.guest.shell.check(f"echo {HBA} >{place}/nexus")
+    [disk] = disks(system)
+    try:
+        facts = system.guest.shell.check(
+            f"cd /sys/block/{disk}/device && cat vendor model wwid; "
+            f"readlink -f . | sed 's/.*://'; tail -c +5 vpd_pg80 | tr -d '\\0'"
+        ).split("\n")
+        assert [fact.strip() for fact in facts[:4]] == [
+            lun.vendor,
+            lun.product,
+            lun.naa,
+            str(portal.lun_number),
+        ]
+        assert facts[4] == lun.serial
+        system.guest.shell.check(
+            f"printf 'over the fabric' | dd of=/dev/{disk} conv=sync bs=512 oflag=direct 2>/dev/null"
+        )
+    finally:
+        system.guest.shell.check(f"echo 1 >/sys/block/{disk}/device/delete")
+    # Both ways lead to the same bytes.
+    engine.present("fc", "b", [HOST, HBA])
+    with system.connect("fc", "b") as session:
+        assert session.read(0, 15) == b"over the fabric"
+    assert engine.reconcile() == []
+    engine.withdraw("fc", "b")
+    assert disks(system) == []
+    system.guest.shell.check(f"echo NULL >{place}/nexus")
+    engine.delete_group("fc", force=True)
+
+
+def test_a_port_the_server_lacks_is_told(system: SanSystem) -> None:
+    with pytest.raises(StorageUnreachableError, match="has no Fibre Channel port"):
+        system.open(fc_ports=[PORT])
+
+
+def test_without_ports_nobody_is_let_in_over_fibre_channel(system: SanSystem) -> None:
+    engine = system.engine
+    engine.create_group("nofc")
+    engine.create_lun("nofc", "a", 16 * MIB)
+    with pytest.raises(StorageConflictError):
+        engine.present("nofc", "a", [HBA])
+    engine.delete_group("nofc", force=True)
