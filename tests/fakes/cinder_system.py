@@ -1,6 +1,7 @@
 """An engine over one of Cinder's drivers, and its sidecar's process."""
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,7 @@ def opened(section: StorageSection) -> Iterator[ManagedEngine]:
         for group in engine.groups():
             engine.delete_group(group.name, force=True)
         engine.stop()
+        shutil.rmtree(engine.runtime_directory)
 
 
 def sidecar_of(engine: ManagedEngine) -> Sidecar:

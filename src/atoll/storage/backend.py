@@ -201,7 +201,10 @@ class VolumeBackend(Protocol):
         ...
 
     def revert(self, group: str, snapshot: str, volumes: Sequence[str]) -> None:
-        """Make these volumes, which nobody reaches, what they were in the snapshot, size and all."""
+        """Make these volumes, which nobody reaches, what they were in the snapshot, size and all.
+
+        StorageConflictError only before anything was changed.
+        """
         ...
 
     def changed_extents(self, volume: str, older: str, newer: str) -> Iterator[Extent]:

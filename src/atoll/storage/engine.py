@@ -333,10 +333,14 @@ class ManagedEngine:
                     "another group or delete it first."
                 )
             self._exports.apply(record)  # whoever withdrew it may have died before this
-            ours = {lun.volume for lun in luns}
-            sizes = {volume: size for _, volume, size in found.members if volume in ours}
+            now = {lun.volume: lun.size_bytes for lun in luns}
+            sizes = {volume: size for _, volume, size in found.members if volume in now}
             self._records.begin_revert(record.id, found.id, sizes)
-            self._repair.finish(group)
+            try:
+                self._repair.finish(group)
+            except StorageConflictError:  # the system cannot, and has not begun
+                self._records.abandon_revert(record.id, found.id, now)
+                raise
             return self._catalogue.group(record)
 
     def clone(self, group: str, snapshot: str, clone: str, *, read_only: bool = False) -> LunGroup:

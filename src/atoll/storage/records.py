@@ -347,6 +347,18 @@ class Records:
                 [(size, volume) for volume, size in sizes.items()],
             )
 
+    def abandon_revert(self, group: str, snapshot: str, sizes: Mapping[str, int]) -> None:
+        """It was refused, so a group is what it was; sizes by volume."""
+        with self._transaction("IMMEDIATE") as rows:
+            rows.execute(
+                "DELETE FROM intent WHERE kind = 'revert' AND lun_group = ? AND argument = ?",
+                (group, snapshot),
+            )
+            rows.executemany(
+                "UPDATE lun SET size_bytes = ? WHERE volume = ?",
+                [(size, volume) for volume, size in sizes.items()],
+            )
+
     def intents(self, group: str | None = None) -> list[Intent]:
         """What was begun and not carried through, in one group or all."""
         with self._transaction() as rows:

@@ -129,6 +129,10 @@ def test_what_was_begun_is_known_until_it_is_done(records: Records) -> None:
     for intent in records.intents():
         records.carried_out(intent)
     assert records.intents() == []
+    records.begin_revert("g-id", "id of t", {})
+    records.abandon_revert("g-id", "id of t", {A: 4096})
+    assert records.intents() == []
+    assert records.luns("h-id")[0].size_bytes == 4096
 
 
 def test_notes(records: Records) -> None:

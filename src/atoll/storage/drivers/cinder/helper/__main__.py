@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.storage.drivers.cinder.helper.calls import Calls
-from atoll.storage.drivers.cinder.helper.engine_room import Told, start
+from atoll.storage.drivers.cinder.helper.starting import Told, start
 from atoll.storage.sidecar.server import serve
 
 _READING = ("facts", "room")

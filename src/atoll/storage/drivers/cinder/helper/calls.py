@@ -15,8 +15,8 @@ from cinder import exception
 from cinder.volume import driver as cinder_driver
 
 from atoll.model.errors import AtollError, StorageConflictError, StorageUnreachableError
-from atoll.storage.drivers.cinder.helper.engine_room import Running, pool_stats, said
 from atoll.storage.drivers.cinder.helper.nouns import ADMIN, fill, kept
+from atoll.storage.drivers.cinder.helper.starting import Running, pool_stats, said
 
 _LOG = logging.getLogger(__name__)
 _GIB = 1 << 30

@@ -22,8 +22,8 @@ from cinder.volume import configuration
 from oslo_config import cfg
 
 from atoll.storage.drivers.cinder.helper.calls import overrides
-from atoll.storage.drivers.cinder.helper.engine_room import prepare, register, said
 from atoll.storage.drivers.cinder.helper.shelf import Shelf
+from atoll.storage.drivers.cinder.helper.starting import prepare, register, said
 
 _PACKAGE = cinder.volume.drivers.__name__
 _ROOT = Path(next(iter(cinder.volume.drivers.__path__)))

@@ -69,6 +69,7 @@ def start(told: Told) -> Running:
         kinds.append(_driver_class(told.reader_driver))
     for kind in kinds:
         register(kind)
+    cfg.CONF.set_override("volume_backend_name", told.name, group=_SHARED)
     for option, value in told.options.items():
         _set(told, option, value, _option(told, option))
     for option, path in told.secrets.items():
@@ -185,7 +186,6 @@ def _set_up(kind: Any, told: Told) -> Any:
             configuration=settings, host=f"{_HOST}@{told.name}", cluster_name=None,
             active_backend_id=None,
         )  # fmt: skip
-        settings.set_default("volume_backend_name", told.name)
         driver.do_setup(ADMIN)
         driver.check_for_setup_error()
         driver.init_capabilities()
