@@ -36,8 +36,13 @@ _KEYS = {
         "mgr": f"profile rbd pool={POOL}",
     },
 }
-_PROMPT = {"paxos propose interval": "0.02", "paxos min wait": "0.005"}
-"""Monitors that commit at once; their defaults make a lone snapshot wait for up to a second."""
+_PROMPT = {
+    "paxos propose interval": "0.02",
+    "paxos min wait": "0.005",
+    "osd client watch timeout": "12",
+}
+"""A monitor that commits at once, where its defaults have a snapshot wait for up to a second; and
+disks that forget a client that died sooner than after 30 s."""
 
 
 @dataclass

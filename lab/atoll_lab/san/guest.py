@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from atoll.storage.drivers.san.package import helper_members
+from atoll.storage.drivers.san import package
 from atoll_lab.guests import qemu
 from atoll_lab.guests.control import PORT_NAME, GuestShell
 from atoll_lab.guests.errors import LabGuestError
@@ -28,6 +28,7 @@ MEMORY_BYTES = 768 << 20
 
 _HELPER = "usr/lib/atoll-san"
 _INSIDE = Path(__file__).parent / "inside"
+_UDEV_RULES = Path(package.__file__).with_name("11-atoll-san.rules")
 _CONTROL_LOOP = Path(qemu.__file__).parent / "inside" / "control_loop.py"
 _SCRIPTS = ("boot", "bridge_server.py", "shutdown")
 _PATIENCE_SECONDS = 300.0
@@ -212,9 +213,10 @@ def _config_drive() -> bytes:
         "etc/inittab": (_INSIDE / "inittab").read_bytes(),
         "etc/lvm/lvmlocal.conf": (_INSIDE / "lvmlocal.conf").read_bytes(),
         "etc/lvm/no-udev.conf": (_INSIDE / "no-udev.conf").read_bytes(),
+        "etc/udev/rules.d/11-atoll-san.rules": _UDEV_RULES.read_bytes(),
         "usr/lib/lab/control_loop.py": _CONTROL_LOOP.read_bytes(),
         **{f"usr/lib/lab/{name}": (_INSIDE / name).read_bytes() for name in _SCRIPTS},
-        **{f"{_HELPER}/{name}": data for name, data in helper_members().items()},
+        **{f"{_HELPER}/{name}": data for name, data in package.helper_members().items()},
     }
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:

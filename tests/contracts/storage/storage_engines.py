@@ -4,6 +4,7 @@ An engine's line stands its system up, empty, yields the driver's part of a `[[s
 and takes the system down.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -184,3 +185,4 @@ def standing(engine: str, directory: Path) -> Iterator[Storage]:
             yield Storage(section, opened)
         finally:
             opened.stop()
+            shutil.rmtree(opened.runtime_directory, ignore_errors=True)

@@ -66,6 +66,10 @@ CALLS: dict[str, tuple[Sequence[str], Done]] = {
 }
 
 
+SLOW_SIDECAR_CALLS = ("create_lun('x', 'a', SIZE)", "snapshot_group('x', 's')")
+"""Those the quick run makes on engines whose sidecar takes a second to start."""
+
+
 def unit_size(engine: ManagedEngine) -> int:
     unit = engine.capabilities.unit_bytes
     return -(-(16 << 20) // unit) * unit
@@ -144,6 +148,8 @@ def test_killed_at_any_line(storage: Storage, call: str, share: int) -> None:
     preparation, done = CALLS[call]
     if "revert" in call and not storage.engine.capabilities.revert:
         pytest.skip("this engine cannot revert")
+    if share < 10 and storage.section.driver == "cinder" and call not in SLOW_SIDECAR_CALLS:
+        pytest.skip("each kill starts a sidecar anew; the soak has all calls")
     prepare(storage, preparation)
     status, lines = run(storage, call, -1)
     assert status == 0

@@ -13,7 +13,7 @@ from atoll.storage.drivers.embedded import create_pool, open_embedded
 from atoll.storage.engine import ManagedEngine, Rules
 from atoll.storage.limits import Allowances
 from atoll.vsphere.client import VCenterSettings
-from atoll_lab.pool import create_loop_pool, destroy
+from atoll_lab.pool import create_loop_pool, destroy, image
 from atoll_lab.vcenter.control import Control, ControlError
 from atoll_lab.vmfs import format_volume
 
@@ -36,8 +36,12 @@ def engine(tmp_path: Path) -> Iterator[ManagedEngine]:
         running.create_group("prod")
         for name in ("lun1", "lun2"):
             lun = running.create_lun("prod", name, LUN_BYTES)
-            (image,) = root.rglob(f"*prod*/{name}*")
-            format_volume(image, LUN_BYTES, name, bytes.fromhex(lun.naa.removeprefix("naa.")))
+            format_volume(
+                image(root, "prod", name),
+                LUN_BYTES,
+                name,
+                bytes.fromhex(lun.naa.removeprefix("naa.")),
+            )
         yield running
     finally:
         if running is not None:

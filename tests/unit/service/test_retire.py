@@ -35,6 +35,11 @@ class Storage:
 
     names: dict[str, set[str]]
     clones: set[str] = field(default_factory=set)
+    over: list[str] = field(default_factory=list)
+
+    def expire_snapshots(self) -> list[str]:
+        gone, self.over = self.over, []
+        return gone
 
     def snapshots(self, group: str) -> list[GroupSnapshot]:
         return [

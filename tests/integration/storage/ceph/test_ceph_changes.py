@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from atoll.model.extents import Extent, total_bytes
+from atoll.storage.drivers.ceph import backend
 from atoll.storage.drivers.ceph.names import image_name
 from atoll_lab.ceph import MiniCluster
 from atoll_lab.iscsi import IscsiLun
@@ -204,3 +205,26 @@ def test_what_a_volume_grew_by_is_listed_as_far_as_it_holds_data(
     listed = list(system.backend.changed_extents(volume, older, newer))
     assert listed == [Extent(40 * MIB, 4096)]
     assert total_bytes(listed) == 4096
+
+
+def test_what_reaches_over_windows_is_one(
+    system: CephSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_WINDOW_BYTES", 3 * MIB)
+    volume = system.volume(16 * MIB)
+    (session,) = system.serve(volume)
+    session.write(0, os.urandom(16 * MIB))
+    older = system.snapshot(volume)
+    session.write(2 * MIB, os.urandom(5 * MIB))
+    session.write(9 * MIB, os.urandom(MIB))
+    newer = system.snapshot(volume)
+    session.close()
+    assert list(system.backend.changed_extents(volume, older, newer)) == [
+        Extent(2 * MIB, 5 * MIB),
+        Extent(9 * MIB, MIB),
+    ]
+    # Whoever stops listening leaves nothing open, and others are served.
+    listening = system.backend.changed_extents(volume, older, newer)
+    assert next(listening) == Extent(2 * MIB, 5 * MIB)
+    listening.close()
+    assert len(list(system.backend.changed_extents(volume, older, newer))) == 2

@@ -3,11 +3,13 @@
 import pytest
 
 from atoll.model.errors import StorageConflictError, StorageUnreachableError
+from atoll_lab.iscsi import IscsiLun
 from san_system import HOST, MIB, SanSystem
 
 pytestmark = pytest.mark.needs_root
 
-PORT, HBA = "naa.6001405aa0000001", "naa.10000090fa000001"
+PORT = "naa.6001405aa0000001"
+HBA, OTHER = "naa.10000090fa000001", "naa.10000090fa000002"
 LOOPBACK = {"fc_fabric": "loopback", "fc_ports": [PORT]}
 
 
@@ -22,14 +24,13 @@ def disks(system: SanSystem) -> list[str]:
 def test_a_lun_is_reached_over_the_fabric_by_those_named(system: SanSystem) -> None:
     engine = system.open(**LOOPBACK)
     engine.create_group("fc")
-    engine.create_lun("fc", "a", 16 * MIB)
-    lun = engine.create_lun("fc", "b", 16 * MIB)
-    shown = engine.present("fc", "b", [HBA])
-    [portal] = shown.portals
+    lun = engine.create_lun("fc", "a", 16 * MIB)
+    engine.create_lun("fc", "b", 16 * MIB)
+    [portal] = engine.present("fc", "a", [HBA]).portals
     assert (portal.address, portal.target) == (PORT, PORT)
-    assert portal.lun_number != engine.present("fc", "a", [HBA]).portals[0].lun_number
-    engine.withdraw("fc", "a")
-    # An initiator port logs in: the one that was named, and it sees its LUN alone.
+    assert portal.lun_number == 0, "the loopback fabric finds no other by a scan"
+    assert engine.present("fc", "b", [OTHER]).portals[0].lun_number == 1
+    # The one that was named logs in, and sees its LUN alone.
     place = f"/sys/kernel/config/target/loopback/{PORT}/tpgt_1"
     system.guest.shell.check(f"echo {HBA} >{place}/nexus")
     [disk] = disks(system)
@@ -42,7 +43,7 @@ def test_a_lun_is_reached_over_the_fabric_by_those_named(system: SanSystem) -> N
             lun.vendor,
             lun.product,
             lun.naa,
-            str(portal.lun_number),
+            "0",
         ]
         assert facts[4] == lun.serial
         system.guest.shell.check(
@@ -51,11 +52,15 @@ def test_a_lun_is_reached_over_the_fabric_by_those_named(system: SanSystem) -> N
     finally:
         system.guest.shell.check(f"echo 1 >/sys/block/{disk}/device/delete")
     # Both ways lead to the same bytes.
-    engine.present("fc", "b", [HOST, HBA])
-    with system.connect("fc", "b") as session:
-        assert session.read(0, 15) == b"over the fabric"
+    shown = engine.present("fc", "a", [HOST, HBA]).portals[0]
+    portal = f"{shown.address}:{shown.port}"
+    with IscsiLun(portal, shown.target, shown.lun_number, HOST) as session:
+        assert session.read(0, 512)[:15] == b"over the fabric"
     assert engine.reconcile() == []
-    engine.withdraw("fc", "b")
+    # With no ports in the settings any more, nobody reaches it there.
+    system.engine.present("fc", "a", [HOST])
+    assert disks(system) == []
+    engine.withdraw("fc", "a")
     assert disks(system) == []
     system.guest.shell.check(f"echo NULL >{place}/nexus")
     engine.delete_group("fc", force=True)

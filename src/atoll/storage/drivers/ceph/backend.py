@@ -12,7 +12,7 @@ from atoll.model.storage import Capabilities, Portal
 from atoll.storage.backend import Export, Place, Room, SnapshotTimes, VolumeIdentity
 from atoll.storage.drivers.ceph.access import Access
 from atoll.storage.drivers.ceph.barrier import while_held
-from atoll.storage.drivers.ceph.sidecars import LentReader
+from atoll.storage.drivers.ceph.reader import SnapshotReader
 from atoll.storage.identity import identity_of
 from atoll.storage.targets.tgt import BackingStore, TgtTargets
 
@@ -121,34 +121,35 @@ class CephBackend:
         self._call("revert", snapshot=snapshot, volumes=list(volumes))
 
     def changed_extents(self, volume: str, older: str, newer: str) -> Iterator[Extent]:
-        """From what the disks know of each object: exact to the byte, discards included."""
-        with self._sidecars.borrowed() as sidecar:
-            size_bytes = sidecar.call("open_snapshot", volume=volume, snapshot=newer)
-            last = None
-            for offset in range(0, size_bytes, _WINDOW_BYTES):
-                for start, length in sidecar.call(
-                    "changed", volume=volume, older=older, newer=newer, offset=offset,
-                    length=min(_WINDOW_BYTES, size_bytes - offset),
-                ):  # fmt: skip
-                    if last is not None and last.end == start:
-                        last = Extent(last.offset, last.length + length)
-                        continue
-                    if last is not None:
-                        yield last
-                    last = Extent(start, length)
+        """From what the disks know of each object: exact where it had one, discards included."""
+        last = None
+        for start, length in self._changed(volume, older, newer):
+            if last is not None and last.end == start:
+                last = Extent(last.offset, last.length + length)
+                continue
             if last is not None:
                 yield last
-            sidecar.call("close_snapshot", volume=volume, snapshot=newer)
+            last = Extent(start, length)
+        if last is not None:
+            yield last
+
+    def _changed(self, volume: str, older: str, newer: str) -> Iterator[tuple[int, int]]:
+        """The same, cut at the end of each window."""
+        with self._sidecars.borrowed() as sidecar:
+            size_bytes = sidecar.call("open_snapshot", volume=volume, snapshot=newer)
+            try:
+                for offset in range(0, size_bytes, _WINDOW_BYTES):
+                    yield from sidecar.call(
+                        "changed", volume=volume, older=older, newer=newer, offset=offset,
+                        length=min(_WINDOW_BYTES, size_bytes - offset),
+                    )  # fmt: skip
+            finally:
+                with suppress(StorageUnreachableError):  # then it ends, and that closes it too
+                    sidecar.call("close_snapshot", volume=volume, snapshot=newer)
 
     def open_snapshot(self, volume: str, snapshot: str) -> BlockReader:
-        """Read the image's snapshot through a helper of its own."""
-        sidecar = self._sidecars.take()
-        try:
-            size_bytes = sidecar.call("open_snapshot", volume=volume, snapshot=snapshot)
-        except BaseException:
-            sidecar.close()
-            raise
-        return LentReader(self._sidecars, sidecar, volume, snapshot, size_bytes)
+        """Read the image's snapshot by librbd."""
+        return SnapshotReader(self._sidecars, volume, snapshot)
 
     def serve(self, group: str, exports: Sequence[Export]) -> Sequence[str]:
         """Over iSCSI, from the group's tgtd."""

@@ -9,7 +9,6 @@ from pathlib import Path
 import atoll
 from atoll.model.errors import StorageUnreachableError
 from atoll.storage.sidecar.client import Sidecar
-from atoll.storage.sidecar.reader import SidecarReader
 
 _PYTHON = "/usr/bin/python3"
 """The distribution's own: it is what its librbd and librados modules are built for."""
@@ -73,21 +72,3 @@ class Sidecars:
             # Not modules of the directory that the caller happens to be in.
             "PYTHONSAFEPATH": "1",
         }
-
-
-class LentReader(SidecarReader):
-    """Reads a snapshot through a helper that it has for itself until it is closed."""
-
-    def __init__(
-        self, sidecars: Sidecars, sidecar: Sidecar, volume: str, snapshot: str, size_bytes: int
-    ) -> None:
-        super().__init__(sidecar, volume, snapshot, size_bytes)
-        self._sidecars = sidecars
-        self._lent: Sidecar | None = sidecar
-
-    def close(self) -> None:
-        """Give the helper back. Closing twice is harmless."""
-        sidecar, self._lent = self._lent, None
-        if sidecar is not None:
-            with self._sidecars.giving_back(sidecar):
-                super().close()

@@ -16,7 +16,8 @@ from atoll.storage.drivers.ceph import names
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-_THREADS = 32
+_THREADS = 128
+"""Snapshots that are begun at once wait for the monitor once, and not in turns."""
 _OPTIONS = {
     # Without these a call waits for ever for a cluster that is not there.
     "client_mount_timeout": "20",

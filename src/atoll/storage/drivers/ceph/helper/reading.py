@@ -1,6 +1,6 @@
 """What a snapshot holds, where it holds nothing, and where two of them differ."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from atoll.model.errors import StorageUnreachableError
@@ -31,11 +31,14 @@ class Reading:
             with self._cluster.telling(f"close snapshot {snapshot} of volume {volume}"):
                 image.close()
 
-    def read(self, volume: str, snapshot: str, offset: int, length: int) -> bytes:
-        """Bytes of the volume as it was; none of them past its end."""
+    def read(self, volume: str, snapshot: str, pieces: Sequence[tuple[int, int]]) -> bytes:
+        """The bytes of these ranges (offset, length), one after the other, all within its size."""
         with self._cluster.telling(f"read snapshot {snapshot} of volume {volume}"):
-            data: bytes = self._image(volume, snapshot).read(offset, length)
-            return data
+            image = self._image(volume, snapshot)
+            if len(pieces) == 1:
+                data: bytes = image.read(*pieces[0])
+                return data
+            return b"".join(self._cluster.at_once(lambda piece: image.read(*piece), pieces))
 
     def holes(self, volume: str, snapshot: str) -> Iterator[Extent]:
         """Where it has no data."""

@@ -182,6 +182,13 @@ class Calls:
             f"Served {target} anew."
             for target in targets.serve(volumes.pool.id, group, served, ports)
         ]
+        if not ports.fc_ports:
+            said += [
+                f"{exported.target} is to be reached over Fibre Channel too, and the settings name "
+                "no fc_ports; name the SAN server's ports or present the LUN anew."
+                for exported in served
+                if exported.fc
+            ]
         for volume in gone:
             volumes.deactivate(volume)
             said.append(f"Ended access to volume {volume}.")
@@ -264,7 +271,7 @@ class Calls:
             Access(name, read_only, tuple(chap) if chap else None)
             for name, chap in export["initiators"].items()
         )
-        exported = Exported(
+        return Exported(
             Backstore(
                 volumes.pool.id,
                 group,
@@ -277,12 +284,6 @@ class Calls:
             volumes.ledger.read().volumes[volume].unit,
             accesses,
         )
-        if exported.fc and not system["fc_ports"]:
-            raise StorageConflictError(
-                f"Volume {volume} is to be reached over Fibre Channel and the settings name no "
-                "fc_ports; name the SAN server's ports."
-            )
-        return exported
 
 
 def _told(name: str, call: Callable[..., Any]) -> Callable[..., Any]:

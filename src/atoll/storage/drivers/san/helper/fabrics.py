@@ -8,16 +8,22 @@ from atoll.model.errors import StorageConflictError, StorageUnreachableError
 from atoll.storage.drivers.san.helper import configfs
 
 _WWPN = re.compile(r"(naa\.)?(0x)?([0-9a-f]{16}|([0-9a-f]{2}:){7}[0-9a-f]{2})", re.IGNORECASE)
-_FC_HOSTS = Path("/sys/class/fc_host")
+FC_HOSTS = Path("/sys/class/fc_host")
 
 
 @dataclass(frozen=True, slots=True)
 class Fabric:
-    """A way to LUNs. `colons`: WWNs are written as pairs with colons, else as `naa.` and digits."""
+    """A way to LUNs. `colons`: WWNs are written as pairs with colons, else as `naa.` and digits.
+
+    `ends_sessions`: an initiator without any LUN is to be logged out. Where that
+    can wait for ever on the initiator its empty entry stays instead, and shows
+    it nothing.
+    """
 
     name: str
     module: str
     colons: bool = False
+    ends_sessions: bool = False
 
     def wwn(self, name: str) -> str:
         """A port's name as the fabric's directories have it."""
@@ -34,7 +40,7 @@ class Fabric:
         return configfs.fabric_directory(self.name, self.module)
 
 
-ISCSI = Fabric("iscsi", "iscsi_target_mod")
+ISCSI = Fabric("iscsi", "iscsi_target_mod", ends_sessions=True)
 QLA2XXX = Fabric("qla2xxx", "tcm_qla2xxx", colons=True)
 LOOPBACK = Fabric("loopback", "tcm_loop")
 FC_FABRICS = {fabric.name: fabric for fabric in (QLA2XXX, LOOPBACK)}
@@ -46,12 +52,12 @@ def wwpn(name: str) -> str:
         raise StorageConflictError(
             f"{name!r} is no Fibre Channel port name; write `naa.` and 16 hex digits."
         )
-    return re.sub(r"^naa\.|^0x|:", "", name.lower().removeprefix("naa."))
+    return name.lower().removeprefix("naa.").removeprefix("0x").replace(":", "")
 
 
-def require_port(name: str, hosts: Path = _FC_HOSTS) -> None:
+def require_port(name: str) -> None:
     """StorageUnreachableError unless this machine has that Fibre Channel port."""
-    every = sorted(hosts.iterdir()) if hosts.is_dir() else []
+    every = sorted(FC_HOSTS.iterdir()) if FC_HOSTS.is_dir() else []
     present = [wwpn(configfs.read(host / "port_name")) for host in every]
     if wwpn(name) not in present:
         raise StorageUnreachableError(
@@ -77,6 +83,16 @@ class PortalGroup:
         self.target = fabric.place / fabric.wwn(target)
         self.place = self.target / "tpgt_1"
         self._fabric = fabric
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PortalGroup) and self.place == other.place
+
+    def __hash__(self) -> int:
+        return hash(self.place)
+
+    def is_iscsi(self) -> bool:
+        """Whether it is a LUN's own target."""
+        return self._fabric == ISCSI
 
     def exists(self) -> bool:
         """Whether it is there."""
@@ -149,12 +165,12 @@ class PortalGroup:
         configfs.write(mapped / "write_protect", str(int(access.read_only)))
 
     def revoke(self, unit: int, initiator: str) -> None:
-        """Take an initiator's right to a LUN; without any other its sessions end, before this does."""
+        """Take an initiator's right to a LUN; over iSCSI its sessions end before this returns."""
         acl = self.place / "acls" / initiator
         mapped = acl / f"lun_{unit}"
         configfs.unlink(mapped)
         configfs.remove(mapped)
-        if not any(each.name.startswith("lun_") for each in configfs.children(acl)):
+        if self._fabric.ends_sessions:
             configfs.remove(acl)
 
     def remove(self) -> None:

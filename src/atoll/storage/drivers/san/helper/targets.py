@@ -114,24 +114,24 @@ def _serve_iscsi(exported: Exported, ports: Ports) -> bool:
 
 
 def _serve_fc(exported: Exported, ports: Ports) -> bool:
-    fabric, changed = ports.fc_fabric, False
+    fabric, backstore = ports.fc_fabric, exported.backstore.place
     accesses = [Access(fabric.wwn(access.initiator), access.read_only) for access in exported.fc]
-    for port in ports.fc_ports:
-        if not accesses and not (configfs.root() / fabric.name).is_dir():
-            continue
-        portal_group = PortalGroup(fabric, port)
-        if not accesses:
-            for unit in portal_group.units(exported.backstore.place):
+    wanted = [PortalGroup(fabric, port) for port in ports.fc_ports] if accesses else []
+    changed = False
+    for portal_group in _portal_groups():
+        # Also at ports the settings no longer name.
+        if not portal_group.is_iscsi() and portal_group not in wanted:
+            for unit in portal_group.units(backstore):
                 portal_group.detach(unit)
                 changed = True
-            continue
+    for portal_group, port in zip(wanted, ports.fc_ports, strict=False):
         if not portal_group.exists():
             if fabric is fabrics.QLA2XXX:
                 fabrics.require_port(port)
             portal_group.make()
-        if portal_group.units(exported.backstore.place) != [exported.unit]:
+        if portal_group.units(backstore) != [exported.unit]:
             portal_group.detach(exported.unit)
-            portal_group.attach(exported.unit, exported.backstore.place)
+            portal_group.attach(exported.unit, backstore)
             changed = True
         changed |= _converge(portal_group, exported.unit, accesses)
         portal_group.enable()
@@ -170,7 +170,7 @@ def _remove(backstore: Path) -> None:
     """Remove a backstore and every LUN that shows it; iSCSI targets go with their only LUN."""
     for portal_group in _portal_groups():
         for unit in portal_group.units(backstore):
-            if portal_group.target.parent.name == ISCSI.name:
+            if portal_group.is_iscsi():
                 portal_group.remove()
                 break
             portal_group.detach(unit)
