@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from atoll.storage.drivers.ceph.barrier import while_held
+from atoll.storage.targets.tgt.answers import while_answers_held
 from atoll_lab.iscsi import IscsiLun
 from atoll_lab.iscsi.ordered_writer import OrderedWriter, is_one_instant, newest
 from ceph_system import CephSystem, new_id
@@ -87,7 +87,7 @@ def test_it_is_the_barrier_that_makes_it_one(system: CephSystem, held: bool) -> 
                     if writer.written > reached + 5 or writer.failure:
                         break
 
-        while_held(process if held else None, one_by_one, limit_seconds=60)
+        while_answers_held(process if held else None, one_by_one, limit_seconds=60)
     for session in sessions:
         session.close()
     assert is_one_instant(newest_of(system, snapshot, volumes)) == held

@@ -11,10 +11,13 @@ from san_system import SanSystem
 
 @pytest.fixture(scope="session")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SanGuest]:
-    """A booted guest with a volume group of all disks but the last."""
+    """A booted guest with a volume group of all disks but the last.
+
+    With udev, as nearly all servers are; the suite's own guest is without.
+    """
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    with san_guest(tmp_path_factory.mktemp("san")) as booted:
+    with san_guest(tmp_path_factory.mktemp("san"), udev=True) as booted:
         yield booted
 
 

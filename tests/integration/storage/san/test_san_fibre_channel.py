@@ -34,23 +34,20 @@ def test_a_lun_is_reached_over_the_fabric_by_those_named(system: SanSystem) -> N
     place = f"/sys/kernel/config/target/loopback/{PORT}/tpgt_1"
     system.guest.shell.check(f"echo {HBA} >{place}/nexus")
     [disk] = disks(system)
-    try:
-        facts = system.guest.shell.check(
-            f"cd /sys/block/{disk}/device && cat vendor model wwid; "
-            f"readlink -f . | sed 's/.*://'; tail -c +5 vpd_pg80 | tr -d '\\0'"
-        ).split("\n")
-        assert [fact.strip() for fact in facts[:4]] == [
-            lun.vendor,
-            lun.product,
-            lun.naa,
-            "0",
-        ]
-        assert facts[4] == lun.serial
-        system.guest.shell.check(
-            f"printf 'over the fabric' | dd of=/dev/{disk} conv=sync bs=512 oflag=direct 2>/dev/null"
-        )
-    finally:
-        system.guest.shell.check(f"echo 1 >/sys/block/{disk}/device/delete")
+    facts = system.guest.shell.check(
+        f"cd /sys/block/{disk}/device && cat vendor model wwid; "
+        f"readlink -f . | sed 's/.*://'; tail -c +5 vpd_pg80 | tr -d '\\0'"
+    ).split("\n")
+    assert [fact.strip() for fact in facts[:4]] == [
+        lun.vendor,
+        lun.product,
+        lun.naa,
+        "0",
+    ]
+    assert facts[4] == lun.serial
+    system.guest.shell.check(
+        f"printf 'over the fabric' | dd of=/dev/{disk} conv=sync bs=512 oflag=direct 2>/dev/null"
+    )
     # Both ways lead to the same bytes.
     shown = engine.present("fc", "a", [HOST, HBA]).portals[0]
     portal = f"{shown.address}:{shown.port}"
@@ -62,7 +59,6 @@ def test_a_lun_is_reached_over_the_fabric_by_those_named(system: SanSystem) -> N
     assert disks(system) == []
     engine.withdraw("fc", "a")
     assert disks(system) == []
-    system.guest.shell.check(f"echo NULL >{place}/nexus")
     engine.delete_group("fc", force=True)
 
 

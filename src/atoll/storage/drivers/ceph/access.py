@@ -5,16 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atoll.model.errors import StorageUnreachableError
+from atoll.storage.drivers.ceph.names import image_name
 from atoll.storage.drivers.ceph.sidecars import Sidecars
 from atoll.storage.targets.tgt import BackingStore
-
-_PARAMETERS = (
-    # tgt takes the answer of rbd_discard, how many bytes went, for an error (bs_rbd_request in
-    # usr/bs_rbd.c): initiators must not be told that they could unmap.
-    "thin_provisioning=0",
-    # It takes the 4 MiB of an object for the physical block, and ESX wants 512 or 4096 bytes.
-    "lbppbe=3",
-)
+from atoll.storage.targets.tgt.rbd import rbd_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +45,7 @@ class Access:
 
     def backing_store(self, volume: str) -> BackingStore:
         """A volume's image, as tgtd opens it."""
-        return BackingStore(
-            "rbd",
-            f"{self.pool}/atoll.{self.system}.{volume}",
-            f"conf={self._conf()};id={self.user}",
-            _PARAMETERS,
-        )
+        return rbd_image(self.pool, image_name(self.system, volume), self._conf(), self.user)
 
     def _conf(self) -> Path:
         """Settings that name the keyring, for tgtd can be told of no other file."""

@@ -11,10 +11,10 @@ from atoll.model.readers import BlockReader
 from atoll.model.storage import Capabilities, Portal
 from atoll.storage.backend import Export, Place, Room, SnapshotTimes, VolumeIdentity
 from atoll.storage.drivers.ceph.access import Access
-from atoll.storage.drivers.ceph.barrier import while_held
 from atoll.storage.drivers.ceph.reader import SnapshotReader
 from atoll.storage.identity import identity_of
 from atoll.storage.targets.tgt import BackingStore, TgtTargets
+from atoll.storage.targets.tgt.answers import while_answers_held
 
 _WINDOW_BYTES = 16 << 30
 """What is compared at once, so that the answer's size has a bound."""
@@ -92,10 +92,10 @@ class CephBackend:
                     "The iSCSI daemon of the LUN group is not found, so its writes cannot be "
                     "held back and no snapshot was taken; `atoll cleanup` starts it again."
                 )
-            sidecar.call("prepare_snapshot", snapshot=snapshot, volumes=list(volumes))
             take = partial(sidecar.call, "take_snapshot", snapshot=snapshot)
             try:
-                times = while_held(process, take, limit_seconds=_LIMIT_SECONDS)
+                sidecar.call("prepare_snapshot", snapshot=snapshot, volumes=list(volumes))
+                times = while_answers_held(process, take, limit_seconds=_LIMIT_SECONDS)
             except AtollError:
                 # What cannot be removed now, the caller owes: the first error says more.
                 with suppress(AtollError):

@@ -9,8 +9,8 @@ from atoll.model.errors import StorageUnreachableError
 from atoll.storage.backend import Place, VolumeBackend
 from atoll.storage.drivers.ceph.access import Access
 from atoll.storage.drivers.ceph.backend import CephBackend
+from atoll.storage.targets.tgt.rbd import MODULE
 
-_TGT_MODULE = Path("/usr/lib/tgt/backing-store/bs_rbd.so")
 _PLAIN = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 
 
@@ -50,9 +50,9 @@ def state_directory(name: str, settings: Settings) -> Path:
 
 def create(name: str, settings: Settings) -> None:
     """Check that the pool can be used; whoever runs the cluster makes it."""
-    if not _TGT_MODULE.exists():
+    if not MODULE.exists():
         raise StorageUnreachableError(
-            f"The iSCSI daemon cannot open RBD images: {_TGT_MODULE} is missing; install tgt-rbd."
+            f"The iSCSI daemon cannot open RBD images: {MODULE} is missing; install tgt-rbd."
         )
     directory = state_directory(name, settings)
     with _access(name, settings, "0" * 12, directory).sidecars().borrowed() as sidecar:

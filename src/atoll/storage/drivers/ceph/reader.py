@@ -76,7 +76,7 @@ class SnapshotReader:
 
     def _read_batch(self, batch: list[Extent]) -> Iterator[tuple[int, bytes]]:
         with self._lane() as sidecar:
-            data = sidecar.read("read", **self._where, pieces=batch)
+            data = sidecar.read("read_each", **self._where, pieces=batch)
         if len(batch) == 1:
             yield batch[0].offset, data
             return

@@ -10,13 +10,14 @@ from atoll.model.errors import ConfigurationError, StorageUnreachableError
 from atoll.model.readers import BlockReader
 from atoll.model.storage import Portal
 from atoll.storage.backend import Export, Place, SnapshotTimes, VolumeIdentity
-from atoll.storage.drivers.ceph.barrier import while_held
 from atoll.storage.drivers.cinder.remembered import Volume, snapshot_of
 from atoll.storage.drivers.cinder.settings import Settings
 from atoll.storage.drivers.cinder.sidecars import run_images
 from atoll.storage.identity import identity_of
 from atoll.storage.sidecar.reader import SidecarReader
 from atoll.storage.targets.tgt import BackingStore, TgtTargets
+from atoll.storage.targets.tgt.answers import while_answers_held
+from atoll.storage.targets.tgt.rbd import rbd_image
 
 _LIMIT_SECONDS = 5.0
 """After this long initiators matter more than the snapshot."""
@@ -69,7 +70,7 @@ class OwnTarget:
                     "The iSCSI daemon of the LUN group is not found, so its writes cannot be held "
                     "back and no snapshot was taken; `atoll cleanup` starts it again."
                 )
-            return while_held(process, action, limit_seconds=_LIMIT_SECONDS)
+            return while_answers_held(process, action, limit_seconds=_LIMIT_SECONDS)
 
     def open_snapshot(self, volume: str, snapshot: str) -> BlockReader:
         """By librbd, in the sidecar."""
@@ -101,10 +102,7 @@ class OwnTarget:
         return self._targets.stop(group)
 
     def _backing(self, group: str, export: Export) -> BackingStore:
-        conf = self._target_conf()
-        return BackingStore(
-            "rbd", f"{self._pool}/{_image(export.volume)}", f"conf={conf};id={self._user}"
-        )
+        return rbd_image(self._pool, _image(export.volume), self._target_conf(), self._user)
 
     def _target_conf(self) -> Path:
         """The cluster's settings for tgtd, with librbd's cache off.

@@ -40,7 +40,7 @@ def main(conf: str, pool: str, user: str, keyring: str, system: str, run: str) -
             "revert": snapshots.revert,
             "open_snapshot": reading.open_snapshot,
             "close_snapshot": reading.close_snapshot,
-            "read": reading.read,
+            "read_each": reading.read_each,
             "holes": reading.holes,
             "changed": reading.changed,
         }

@@ -114,10 +114,16 @@ class Cluster:
     def _connected(self) -> Any:
         if self._rados is None:
             with self.telling(f"connect to the cluster of {self._conf} as client.{self._user}"):
-                connection = rados.Rados(
-                    conffile=self._conf, rados_id=self._user, conf=self._options
-                )
-                connection.connect()
+                try:
+                    connection = rados.Rados(
+                        conffile=self._conf, rados_id=self._user, conf=self._options
+                    )
+                    connection.connect()
+                except rados.ObjectNotFound as error:
+                    raise StorageUnreachableError(
+                        f"Ceph's settings {self._conf}, or the keyring of client.{self._user} that "
+                        f"they or the driver's settings name, are not there ({error}); correct them."
+                    ) from error
                 self._rados = connection
         return self._rados
 

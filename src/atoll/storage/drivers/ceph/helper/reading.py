@@ -31,13 +31,16 @@ class Reading:
             with self._cluster.telling(f"close snapshot {snapshot} of volume {volume}"):
                 image.close()
 
-    def read(self, volume: str, snapshot: str, pieces: Sequence[tuple[int, int]]) -> bytes:
-        """The bytes of these ranges (offset, length), one after the other, all within its size."""
+    def read(self, volume: str, snapshot: str, offset: int, length: int) -> bytes:
+        """Bytes of the volume as it was, all within its size."""
+        with self._cluster.telling(f"read snapshot {snapshot} of volume {volume}"):
+            data: bytes = self._image(volume, snapshot).read(offset, length)
+            return data
+
+    def read_each(self, volume: str, snapshot: str, pieces: Sequence[tuple[int, int]]) -> bytes:
+        """Several pieces (offset, length), read side by side; one after the other."""
         with self._cluster.telling(f"read snapshot {snapshot} of volume {volume}"):
             image = self._image(volume, snapshot)
-            if len(pieces) == 1:
-                data: bytes = image.read(*pieces[0])
-                return data
             return b"".join(self._cluster.at_once(lambda piece: image.read(*piece), pieces))
 
     def holes(self, volume: str, snapshot: str) -> Iterator[Extent]:

@@ -138,7 +138,8 @@ def once_free(cluster: Cluster, volume: str, action: Callable[[], None]) -> None
         except rbd.ImageBusy:
             if time.monotonic() > deadline:
                 raise
-            cancel_flattening(cluster, volume)
+            with suppress(StorageUnreachableError):  # who may not ask the manager began none
+                cancel_flattening(cluster, volume)
             time.sleep(1)
         else:
             return

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from atoll.storage.drivers.ceph import holder
-from atoll.storage.drivers.ceph.barrier import BarrierBrokenError, while_held
+from atoll.storage.targets.tgt import holder
+from atoll.storage.targets.tgt.answers import while_answers_held
+from atoll.storage.targets.tgt.barrier import BarrierBrokenError
 from atoll.storage.targets.tgt.process import TargetProcess
 
 pytestmark = pytest.mark.needs_root
@@ -35,7 +36,7 @@ while True:
 
 HOLD = """
 import os, sys, time
-from atoll.storage.drivers.ceph.barrier import while_held
+from atoll.storage.targets.tgt.answers import while_answers_held
 from atoll.storage.targets.tgt.process import TargetProcess
 
 def act():
@@ -43,7 +44,7 @@ def act():
     time.sleep(3600)
 
 pid = int(sys.argv[1])
-while_held(TargetProcess(pid, os.pidfd_open(pid)), act, limit_seconds=float(sys.argv[2]))
+while_answers_held(TargetProcess(pid, os.pidfd_open(pid)), act, limit_seconds=float(sys.argv[2]))
 """
 
 
@@ -118,7 +119,7 @@ def test_nothing_is_answered_and_others_work(daemon: Daemon) -> None:
         assert not daemon.has_answered()
         assert state(daemon.process.pid) == "t"
 
-    times = while_held(daemon.target, act, limit_seconds=60)
+    times = while_answers_held(daemon.target, act, limit_seconds=60)
     daemon.answer()
     assert times.started_at <= times.finished_at
     assert times.pause_seconds > 0
@@ -129,7 +130,7 @@ def test_a_busy_daemon_is_held_between_two_events(daemon: Daemon) -> None:
         for _ in range(50):
             daemon.ask()
         held = []
-        while_held(daemon.target, lambda held=held: held.append(1), limit_seconds=60)
+        while_answers_held(daemon.target, lambda held=held: held.append(1), limit_seconds=60)
         assert held
         for _ in range(50):
             daemon.answer()
@@ -140,7 +141,7 @@ def test_an_action_that_fails_lets_go(daemon: Daemon) -> None:
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError):
-        while_held(daemon.target, act, limit_seconds=60)
+        while_answers_held(daemon.target, act, limit_seconds=60)
     daemon.ask()
     daemon.answer()
 
@@ -151,12 +152,12 @@ def test_when_the_time_is_over_answers_flow_and_the_snapshot_is_none(daemon: Dae
         daemon.answer()  # comes when the time is over
 
     with pytest.raises(BarrierBrokenError, match="time was over"):
-        while_held(daemon.target, act, limit_seconds=0.3)
+        while_answers_held(daemon.target, act, limit_seconds=0.3)
 
 
 def test_without_a_daemon_it_is_just_done() -> None:
     done = []
-    assert while_held(None, lambda: done.append(1), limit_seconds=1).pause_seconds == 0
+    assert while_answers_held(None, lambda: done.append(1), limit_seconds=1).pause_seconds == 0
     assert done
 
 
@@ -164,18 +165,18 @@ def test_a_daemon_that_ended_is_told_of(daemon: Daemon) -> None:
     daemon.process.kill()
     daemon.process.wait()
     with pytest.raises(BarrierBrokenError):
-        while_held(daemon.target, lambda: None, limit_seconds=60)
+        while_answers_held(daemon.target, lambda: None, limit_seconds=60)
 
 
 def test_a_daemon_that_ends_meanwhile_breaks_it(daemon: Daemon) -> None:
     with pytest.raises(BarrierBrokenError):
-        while_held(daemon.target, daemon.process.kill, limit_seconds=60)
+        while_answers_held(daemon.target, daemon.process.kill, limit_seconds=60)
 
 
 def test_one_that_never_rests_is_let_go() -> None:
     with running("while True: pass") as (process, target):
         with pytest.raises(BarrierBrokenError, match="rest"):
-            while_held(target, lambda: None, limit_seconds=0.3)
+            while_answers_held(target, lambda: None, limit_seconds=0.3)
         assert state(process.pid) in "RS"
 
 
@@ -221,7 +222,7 @@ def test_a_debugger_in_the_way_is_told_of(daemon: Daemon) -> None:
         assert other.stdout is not None
         other.stdout.readline()
         with pytest.raises(BarrierBrokenError, match="not permitted"):
-            while_held(daemon.target, lambda: None, limit_seconds=60)
+            while_answers_held(daemon.target, lambda: None, limit_seconds=60)
         other.kill()
     daemon.ask()
     daemon.answer()
@@ -231,5 +232,5 @@ def test_no_holder_no_snapshot(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(holder, "__file__", "/does/not/exist.py")
     done: list[int] = []
     with pytest.raises(BarrierBrokenError, match="did not start"):
-        while_held(daemon.target, lambda: done.append(1), limit_seconds=60)
+        while_answers_held(daemon.target, lambda: done.append(1), limit_seconds=60)
     assert not done

@@ -1,10 +1,11 @@
-"""Holds a tgtd's answers back around snapshots, while its Ceph client goes on working.
+"""Holds a tgtd's answers back around snapshots, while its backing store goes on working.
 
-One thread of tgtd, its first, reads every iSCSI command and sends every answer. Commands it has
-taken are carried out by other threads, and librbd has threads of its own, which must run: they
-hold the images' locks and take part in each snapshot. With the first thread still, no write is
-acknowledged and no new one is taken, so images snapshot one after another are snapshot at one
-instant: a write that a snapshot lacks was not acknowledged, and none that waits for it was issued.
+For a backing store inside tgtd that a snapshot needs alive, which `barrier` would stop: librbd's
+threads hold the images' locks and take part in each snapshot. One thread of tgtd, its first, reads
+every iSCSI command and sends every answer; others carry out what it has taken. With the first
+thread still, no write is acknowledged and no new one is taken, so volumes snapshot one after another
+are snapshot at one instant: a write that a snapshot lacks was not acknowledged, and none that waits
+for it was issued.
 """
 
 import os
@@ -15,17 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from atoll.model.errors import StorageUnreachableError
 from atoll.storage.backend import SnapshotTimes
-from atoll.storage.drivers.ceph import holder
+from atoll.storage.targets.tgt import holder
+from atoll.storage.targets.tgt.barrier import BarrierBrokenError
 from atoll.storage.targets.tgt.process import TargetProcess
 
 
-class BarrierBrokenError(StorageUnreachableError):
-    """Answers were not held back all the while; what was done meanwhile is not one instant."""
-
-
-def while_held(
+def while_answers_held(
     process: TargetProcess | None, action: Callable[[], None], *, limit_seconds: float
 ) -> SnapshotTimes:
     """Do `action` while `process` answers nothing; without a process, just do it.
