@@ -1,7 +1,7 @@
 # `make demo` shows Atoll at work; `make test` proves it. Both make the machine ready first.
 PY := .venv/bin/python
 
-.PHONY: help setup setup-tests test unit lint demo soak bench bench-main bench-storage agent lock clean
+.PHONY: help setup setup-tests test unit lint demo soak bench bench-main bench-storage bench-san bench-ceph bench-cinder_rbd agent lock clean
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | column -t -s "$$(printf '\t')"
 
@@ -37,6 +37,9 @@ bench-main: setup ## figures of the main job, with an in-guest agent beside it
 
 bench-storage: setup ## figures of the embedded storage engine
 	$(PY) -m bench.storage
+
+bench-san bench-ceph bench-cinder_rbd: bench-%: setup-tests ## figures of another engine, on a system made for it
+	$(PY) -m bench.$*
 
 agent: setup     ## build the agent as one file: build/atoll-agent.pyz
 	$(PY) -m atoll.guests.package build/atoll-agent.pyz
