@@ -6,12 +6,14 @@ from contextlib import closing
 import pytest
 
 from atoll.storage.identity import identity_of
-from atoll_lab.iscsi import IscsiLun
+from atoll_lab.iscsi import IscsiError, IscsiLun
+from atoll_lab.iscsi.ordered_writer import OrderedWriter, is_one_instant, newest
 from san_system import HOST, MIB, SanSystem
 
 pytestmark = pytest.mark.needs_root
 
 BLOCK = 4096
+LUNS = ("a", "b")
 
 
 def test_a_power_cut_loses_nothing(system: SanSystem) -> None:
@@ -71,3 +73,41 @@ def test_atoll_serves_again_by_itself(system: SanSystem) -> None:
     with system.connect("again", "a") as session:
         assert session.read(0, BLOCK) == b"kept" * 1024
     engine.delete_group("again", force=True)
+
+
+@pytest.mark.soak
+def test_power_cuts_under_load(system: SanSystem) -> None:
+    engine = system.engine
+    engine.create_group("load")
+    for lun in LUNS:
+        engine.create_lun("load", lun, 16 * MIB)
+    for number in range(8):
+        sessions = [system.connect("load", lun) for lun in LUNS]
+        writer = OrderedWriter(sessions, flush=False)
+        writer.start()
+        for snapshot in range(number % 3 + 1):
+            engine.snapshot_group("load", f"s{number}-{snapshot}")
+        system.guest.power_cut()
+        with pytest.raises(IscsiError):
+            writer.end()
+        for session in sessions:
+            session.close()
+        system.guest.boot()
+        engine = system.open()
+        engine.reconcile()
+        assert engine.reconcile() == []
+        taken = engine.snapshot_group("load", f"after{number}")
+        assert len(engine.snapshots("load")) == number % 3 + 2
+        found = []
+        for lun in LUNS:
+            with closing(engine.open_snapshot("load", lun, taken.name)) as reader:
+                found.append(newest(reader))
+        assert is_one_instant(found)
+        assert found[-1] >= writer.written, "an acknowledged write is lost"
+        for each in engine.snapshots("load"):
+            engine.delete_snapshot("load", each.name)
+        # The next writer begins at 1 again.
+        for lun in LUNS:
+            with system.connect("load", lun) as session:
+                session.write(0, bytes(MIB))
+    engine.delete_group("load", force=True)
