@@ -141,7 +141,7 @@ def check_nothing_is_left_over(engine: ManagedEngine) -> None:
 
 
 @pytest.mark.parametrize(
-    "share", [3, pytest.param(40, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
+    "share", [2, pytest.param(40, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
 )
 @pytest.mark.parametrize("call", sorted(CALLS))
 def test_killed_at_any_line(storage: Storage, call: str, share: int) -> None:

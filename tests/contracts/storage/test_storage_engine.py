@@ -731,7 +731,7 @@ _EXAMPLES = settings(
 )
 
 
-@settings(_EXAMPLES, max_examples=8)
+@settings(_EXAMPLES, max_examples=5)
 @given(workload=WORKLOAD, order=st.randoms(use_true_random=False))
 def test_changed_extents_never_miss_a_byte(
     storage: Storage, workload: list[list[tuple]], order: random.Random
