@@ -79,7 +79,7 @@ def test_it_is_the_barrier_that_makes_it_one(system: CephSystem, held: bool) -> 
         def one_by_one() -> None:
             for volume in volumes:
                 sidecar.call("prepare_snapshot", snapshot=snapshot, volumes=[volume])
-                sidecar.call("take_snapshot", snapshot=snapshot)
+                sidecar.call("take_snapshot", snapshot=snapshot, limit_seconds=60)
                 sidecar.call("finish_snapshot")
                 reached = writer.written
                 for _ in range(20 if held else 5000):

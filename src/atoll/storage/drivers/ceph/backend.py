@@ -83,6 +83,15 @@ class CephBackend:
 
     def take_snapshot(self, group: str, snapshot: str, volumes: Sequence[str]) -> SnapshotTimes:
         """Snapshot the images, all at the same time, their tgtd's answers held back meanwhile."""
+        try:
+            return self._take_snapshot(group, snapshot, list(volumes))
+        except AtollError:
+            # What cannot be removed now, the caller owes: the first error says more.
+            with suppress(AtollError):
+                self.delete_snapshot(snapshot, volumes)
+            raise
+
+    def _take_snapshot(self, group: str, snapshot: str, volumes: list[str]) -> SnapshotTimes:
         with (
             self._sidecars.borrowed() as sidecar,
             self._targets.process(group) or nullcontext() as process,
@@ -92,16 +101,11 @@ class CephBackend:
                     "The iSCSI daemon of the LUN group is not found, so its writes cannot be "
                     "held back and no snapshot was taken; `atoll cleanup` starts it again."
                 )
-            take = partial(sidecar.call, "take_snapshot", snapshot=snapshot)
-            try:
-                sidecar.call("prepare_snapshot", snapshot=snapshot, volumes=list(volumes))
-                times = while_answers_held(process, take, limit_seconds=_LIMIT_SECONDS)
-            except AtollError:
-                # What cannot be removed now, the caller owes: the first error says more.
-                with suppress(AtollError):
-                    sidecar.call("finish_snapshot")
-                    sidecar.call("delete_snapshot", snapshot=snapshot, volumes=list(volumes))
-                raise
+            sidecar.call("prepare_snapshot", snapshot=snapshot, volumes=volumes)
+            take = partial(
+                sidecar.call, "take_snapshot", snapshot=snapshot, limit_seconds=_LIMIT_SECONDS
+            )
+            times = while_answers_held(process, take, limit_seconds=_LIMIT_SECONDS)
             sidecar.call("finish_snapshot")
             return times
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import atoll
-from atoll.model.errors import StorageUnreachableError
 from atoll.storage.sidecar.client import Sidecar
 
 _PYTHON = "/usr/bin/python3"
@@ -43,16 +42,13 @@ class Sidecars:
     def giving_back(self, sidecar: Sidecar) -> Iterator[None]:
         """Let others have it afterwards.
 
-        Unless a call fails: the cluster may have shut it out, and a new one
-        connects anew.
+        Unless that fails: it may have been shut out by the cluster, or hold what
+        the failed call had begun. Then it ends.
         """
         try:
             yield
-        except StorageUnreachableError:
-            sidecar.close()
-            raise
         except BaseException:
-            self._keep(sidecar)
+            sidecar.close()
             raise
         self._keep(sidecar)
 

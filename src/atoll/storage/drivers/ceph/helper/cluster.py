@@ -18,6 +18,8 @@ _Result = TypeVar("_Result")
 
 _THREADS = 128
 """Snapshots that are begun at once wait for the monitor once, and not in turns."""
+_PATIENCE_SECONDS = 120.0
+"""For what takes a moment. librbd itself waits for the owner of an image's lock without end."""
 _OPTIONS = {
     # Without these a call waits for ever for a cluster that is not there.
     "client_mount_timeout": "20",
@@ -51,7 +53,11 @@ class Cluster:
         """The pool's rados.Ioctx."""
         if self._pool is None:
             with self.telling(f"use the pool {self.pool_name}"):
-                self._pool = self._connected().open_ioctx(self.pool_name)
+                pool = self._connected().open_ioctx(self.pool_name)
+                # A full pool then takes what makes room and refuses the rest; else it would let
+                # both wait.
+                pool.set_osdmap_full_try()
+                self._pool = pool
         return self._pool
 
     def image_name(self, volume: str) -> str:
@@ -85,12 +91,25 @@ class Cluster:
             read_only=read_only or snapshot is not None,
         )
 
-    def at_once(self, action: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-        """Do it to all of them at once; when all have ended, raise the first one's error."""
+    def at_once(
+        self,
+        action: Callable[[_Item], _Result],
+        items: Iterable[_Item],
+        within_seconds: float = _PATIENCE_SECONDS,
+    ) -> list[_Result]:
+        """Do it to all of them at once; when all have ended, raise the first one's error.
+
+        StorageUnreachableError when some have not ended in time: they go on, so the
+        helper is of no more use.
+        """
         # Connect first: threads share the connection.
         _ = self.pool
         started = [self._threads.submit(action, item) for item in items]
-        wait(started)
+        if wait(started, timeout=within_seconds).not_done:
+            raise StorageUnreachableError(
+                f"Ceph did not answer within {within_seconds:g} s; see `ceph -s`: a full pool lets "
+                "writes wait, and snapshots with them."
+            )
         return [each.result() for each in started]
 
     def ask_monitor(self, **command: str) -> Any:

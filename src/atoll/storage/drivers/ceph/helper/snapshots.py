@@ -51,10 +51,12 @@ class Snapshots:
             self._cluster.at_once(partial(_remove_snapshot, snapshot), self._prepared)
             self._preparing = stack.pop_all()
 
-    def take_snapshot(self, snapshot: str) -> None:
+    def take_snapshot(self, snapshot: str, limit_seconds: float) -> None:
         """Snapshot every image that is prepared, all at the same time."""
         with self._cluster.telling("take a snapshot"):
-            self._cluster.at_once(partial(_create_snapshot, snapshot), self._prepared)
+            self._cluster.at_once(
+                partial(_create_snapshot, snapshot), self._prepared, within_seconds=limit_seconds
+            )
 
     def finish_snapshot(self) -> None:
         """Close what was prepared; harmless when nothing is."""

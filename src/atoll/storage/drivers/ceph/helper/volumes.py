@@ -88,13 +88,14 @@ class Volumes:
 
     def grow_volume(self, volume: str, size_bytes: int) -> None:
         """Resize the image, also under whoever has it open; never make it smaller."""
-        with (
-            self._locks.held([volume]),
-            self._cluster.telling(f"grow volume {volume}"),
-            self._cluster.image(volume) as image,
-        ):
-            if image.size() < size_bytes:
-                image.resize(size_bytes)
+
+        def grow(volume: str) -> None:
+            with self._cluster.image(volume) as image:
+                if image.size() < size_bytes:
+                    image.resize(size_bytes)
+
+        with self._locks.held([volume]), self._cluster.telling(f"grow volume {volume}"):
+            self._cluster.at_once(grow, [volume])
 
     def delete_volume(self, volume: str) -> None:
         """Remove the image and its data."""
