@@ -1,7 +1,9 @@
 """Helpers, daemons and the whole cluster die at the worst moment."""
 
+import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from contextlib import suppress
@@ -9,6 +11,7 @@ from contextlib import suppress
 import pytest
 
 from atoll.model.errors import StorageUnreachableError
+from atoll.storage.drivers.ceph.names import image_name
 from atoll.storage.sidecar.client import Sidecar
 from atoll_lab.ceph import MiniCluster
 from atoll_lab.iscsi import IscsiError
@@ -16,6 +19,11 @@ from atoll_lab.iscsi.ordered_writer import OrderedWriter, is_one_instant, newest
 from ceph_system import MIB, CephSystem, new_id
 
 pytestmark = pytest.mark.needs_root
+
+
+def kill(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
 
 
 @pytest.mark.parametrize(
@@ -56,7 +64,7 @@ def test_a_helper_killed_in_a_call_leaves_a_call_that_can_be_repeated(
 
     def killed(self: Sidecar, name: str, **arguments: object) -> object:
         if name == call:
-            killers.append(threading.Timer(delay_seconds, self._process.kill))
+            killers.append(threading.Timer(delay_seconds, kill, [self._process]))
             killers[-1].start()
         return ask(self, name, **arguments)
 
@@ -90,6 +98,27 @@ def test_a_daemon_that_was_killed_does_not_keep_its_image(system: CephSystem) ->
     session.close()
     system.backend.delete_volume(system.group, volume)
     assert system.backend.volumes() == {}
+
+
+def test_a_daemon_that_the_cluster_shut_out_serves_again_when_presented_anew(
+    cluster: MiniCluster, system: CephSystem
+) -> None:
+    volume = system.volume()
+    (session,) = system.serve(volume)
+    session.write(0, b"held" * 1024)
+    name = f"{cluster.pool}/{image_name(system.place.id, volume)}"
+    for watcher in json.loads(cluster.rbd("status", name, "--format", "json"))["watchers"]:
+        cluster.ask("osd", "blocklist", "add", watcher["address"])
+    with pytest.raises(IscsiError):
+        for _ in range(100):  # until tgtd has heard of it
+            session.write(0, b"lost" * 1024)
+            time.sleep(0.1)
+    session.close()
+    system.backend.serve(system.group, [])
+    (session,) = system.serve(volume)
+    session.write(0, b"anew" * 1024)
+    assert session.read(0, 4096) == b"anew" * 1024
+    session.close()
 
 
 def kill_daemon(system: CephSystem) -> None:

@@ -53,8 +53,6 @@ class Cluster:
         """The pool's rados.Ioctx."""
         if self._pool is None:
             with self.telling(f"use the pool {self.pool_name}"):
-                # A pool made a moment ago may not be in the map this connection began with.
-                self._connected().wait_for_latest_osdmap()
                 pool = self._connected().open_ioctx(self.pool_name)
                 # A full pool then takes what makes room and refuses the rest; else it would let
                 # both wait.

@@ -12,6 +12,7 @@ from atoll.model.errors import StorageConflictError, StorageUnreachableError
 from atoll.storage.drivers.ceph.helper.cluster import Cluster
 from atoll.storage.drivers.ceph.helper.flattening import cancel_flattening
 from atoll.storage.drivers.ceph.helper.locks import VolumeLocks
+from atoll.storage.drivers.ceph.names import snapshot_of
 
 FEATURES = (
     rbd.RBD_FEATURE_LAYERING
@@ -24,6 +25,9 @@ FEATURES = (
 _LABEL = "atoll_label"
 _NO_CACHE = ("conf_rbd_cache", "false")
 """A setting of an image binds whoever opens it: tgtd acknowledges what the cluster has."""
+
+_STATISTICS_SECONDS = 30.0
+"""For longer than a pool made a moment ago is missing in `ceph df`."""
 
 WATCH_SECONDS = 45.0
 """For longer than the 30 s after which the cluster forgets a client that died with an image open."""
@@ -44,15 +48,7 @@ class Volumes:
 
     def room(self) -> tuple[int, int]:
         """Bytes of data the pool holds or can still take, and bytes it can still take."""
-        pools = self._cluster.ask_monitor(prefix="df")["pools"]
-        for pool in pools:
-            if pool["name"] == self._cluster.pool_name:
-                stats = pool["stats"]
-                break
-        else:
-            raise StorageUnreachableError(
-                f"The cluster has no pool {self._cluster.pool_name}; correct the settings."
-            )
+        stats = self._statistics()
         stored, free = int(stats["stored"]), int(stats["max_avail"])
         quota = int(
             self._cluster.ask_monitor(prefix="osd pool get-quota", pool=self._cluster.pool_name)[
@@ -62,6 +58,21 @@ class Volumes:
         if quota:
             free = max(0, min(free, quota - stored))
         return stored + free, free
+
+    def _statistics(self) -> dict[str, Any]:
+        """What `ceph df` says of the pool, which it hears from the manager every few seconds."""
+        deadline = time.monotonic() + _STATISTICS_SECONDS
+        while True:
+            for pool in self._cluster.ask_monitor(prefix="df")["pools"]:
+                if pool["name"] == self._cluster.pool_name:
+                    stats: dict[str, Any] = pool["stats"]
+                    return stats
+            if time.monotonic() > deadline:
+                raise StorageUnreachableError(
+                    f"Ceph does not say how full the pool {self._cluster.pool_name} is; see "
+                    "whether `ceph -s` names an active manager."
+                )
+            time.sleep(0.5)
 
     def volumes(self) -> dict[str, int]:
         """Size in bytes by volume; 0 for an image that cannot be opened, half removed."""
@@ -100,17 +111,35 @@ class Volumes:
     def delete_volume(self, volume: str) -> None:
         """Remove the image and its data."""
         with self._locks.held([volume]), self._cluster.telling(f"delete volume {volume}"):
-            name = self._cluster.image_name(volume)
-            remove = partial(self._cluster.rbd.remove, self._cluster.pool, name)
             try:
-                with suppress(rbd.ImageNotFound):
-                    once_free(self._cluster, volume, remove)
+                once_free(self._cluster, volume, partial(self._remove, volume))
+            except rbd.ImageNotFound as error:
+                # Also what librbd says when it cannot note the removal in a full pool.
+                if volume in self._cluster.volumes():
+                    raise StorageUnreachableError(
+                        f"Ceph did not remove the image {self._cluster.image_name(volume)}; if "
+                        f"the pool {self._cluster.pool_name} is full, raise its quota or the "
+                        "cluster's full ratio for a moment, and try again."
+                    ) from error
             except rbd.ImageHasSnapshots as error:
                 raise StorageConflictError(
-                    f"The image {self._cluster.pool_name}/{name} still has snapshots, so it was "
-                    "not deleted; remove those that are not Atoll's (`rbd snap ls`)."
+                    f"The image {self._cluster.pool_name}/{self._cluster.image_name(volume)} still "
+                    "has snapshots, so it was not deleted; remove those that are not Atoll's "
+                    "(`rbd snap ls`)."
                 ) from error
             self._locks.forget(volume)
+
+    def _remove(self, volume: str) -> None:
+        name = self._cluster.image_name(volume)
+        try:
+            self._cluster.rbd.remove(self._cluster.pool, name)
+        except rbd.ImageHasSnapshots:
+            # Ours that nobody needs: made late, when the call that wanted them had given up.
+            with self._cluster.image(volume) as image:
+                for each in image.list_snaps():
+                    if snapshot_of(each["name"]):
+                        image.remove_snap(each["name"])
+            self._cluster.rbd.remove(self._cluster.pool, name)
 
     def _size(self, volume: str) -> int | None:
         try:
