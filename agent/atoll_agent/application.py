@@ -1,9 +1,35 @@
 """What every application module owes the agent."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from atoll_agent.clock import Deadline
+from atoll_agent.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ApplicationConfig:
+    """One application by hand, or what to add to a discovered one of the same kind and name.
+
+    `options` are the entry's other keys, which its module explains (docs/operations/agent.md).
+    """
+
+    kind: str
+    name: str
+    options: Mapping[str, str | int]
+
+    def text(self, key: str) -> str | None:
+        """The option, None when it is not given."""
+        value = self.options.get(key)
+        return None if value is None else str(value)
+
+    def number(self, key: str, default: int) -> int:
+        """The option; ConfigError when it is no number."""
+        value = self.options.get(key, default)
+        if not isinstance(value, int):
+            raise ConfigError(f"applications: {key} of {self.name} must be a number.")
+        return value
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atoll_agent.application import ApplicationConfig
 from atoll_agent.errors import ConfigError
+from atoll_agent.modules import MODULES, find_module
 
 DEFAULT_PATH = Path("/etc/atoll/agent.json")
 DEFAULT_PORT = 8443
 
-_KINDS = ("postgresql", "mariadb")
 _KEYS = {
     "name",
     "instance_uuid",
@@ -25,36 +26,6 @@ _KEYS = {
     "freeze_only",
     "freeze_never",
 }
-_APPLICATION_KEYS = {
-    "kind",
-    "name",
-    "socket",
-    "data_directory",
-    "port",
-    "owner",
-    "database",
-    "witness",
-}
-
-
-@dataclass(frozen=True)
-class ApplicationConfig:
-    """One application by hand, or what to add to a discovered one of the same kind and name.
-
-    `socket` is PostgreSQL's socket directory or MariaDB's socket file,
-    `data_directory` PostgreSQL's cluster; None means discovered. `owner` is the
-    user to connect as. `witness` is one read-only SQL statement, run in
-    `database`, whose answer goes into the proof.
-    """
-
-    kind: str
-    name: str
-    socket: str | None
-    data_directory: str | None
-    port: int
-    owner: str | None
-    database: str | None
-    witness: str | None
 
 
 @dataclass(frozen=True)
@@ -105,28 +76,28 @@ def load_config(path: Path) -> Config:
 
 
 def _application(entry: Any) -> ApplicationConfig:
-    if not isinstance(entry, dict) or set(entry) - _APPLICATION_KEYS:
+    kinds = ", ".join(module.kind for module in MODULES)
+    if not isinstance(entry, dict):
+        raise ConfigError("Each of applications must be an object.")
+    module = find_module(_text(entry, "kind"))
+    if module is None:
+        raise ConfigError(f"applications: kind must be one of {kinds}, not {entry['kind']!r}.")
+    options = {key: value for key, value in entry.items() if key not in {"kind", "name"}}
+    if unknown := sorted(set(options) - set(module.keys)):
         raise ConfigError(
-            f"Each of applications must be an object with keys among "
-            f"{', '.join(sorted(_APPLICATION_KEYS))}."
+            f"applications: the keys of {module.kind} must be among kind, name, "
+            f"{', '.join(module.keys)}, not {', '.join(unknown)}."
         )
-    kind = _text(entry, "kind")
-    if kind not in _KINDS:
-        raise ConfigError(f"applications: kind must be one of {', '.join(_KINDS)}, not {kind!r}.")
-    witness = _optional(entry, "witness")
+    for key, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+            raise ConfigError(f"applications: {key} must be a text or a number.")
+    if "port" in options:
+        _number(options, "port", 0)
+    witness = options.get("witness")
     # A database client takes a backslash for a command of its own, some of which run programs.
-    if witness is not None and ("\\" in witness or ";" in witness):
+    if witness is not None and ("\\" in str(witness) or ";" in str(witness)):
         raise ConfigError("applications: witness must be one statement without ; and backslash.")
-    return ApplicationConfig(
-        kind=kind,
-        name=_text(entry, "name"),
-        socket=_optional(entry, "socket"),
-        data_directory=_optional(entry, "data_directory"),
-        port=_number(entry, "port", 5432),
-        owner=_optional(entry, "owner"),
-        database=_optional(entry, "database"),
-        witness=witness,
-    )
+    return ApplicationConfig(kind=module.kind, name=_text(entry, "name"), options=options)
 
 
 def _text(given: Mapping[str, Any], key: str, default: str | None = None) -> str:
@@ -134,10 +105,6 @@ def _text(given: Mapping[str, Any], key: str, default: str | None = None) -> str
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{key} must be a text.")
     return value
-
-
-def _optional(given: Mapping[str, Any], key: str) -> str | None:
-    return None if given.get(key) is None else _text(given, key)
 
 
 def _number(given: Mapping[str, Any], key: str, default: int) -> int:

@@ -8,18 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from atoll_agent import mariadb, postgresql
 from atoll_agent.application import Application, HeldApplication, Testimony
 from atoll_agent.clock import Deadline
 from atoll_agent.errors import ApplicationError
-
-# A server's process by its name in /proc; of PostgreSQL's many the one that no other started.
-_SERVERS = {
-    "postgres": postgresql.KIND,
-    "postmaster": postgresql.KIND,
-    "mariadbd": mariadb.KIND,
-    "mysqld": mariadb.KIND,
-}
+from atoll_agent.modules import MODULES
 
 
 class Stranger:
@@ -62,9 +54,8 @@ class Stranger:
         return Testimony(self.kind, self.name, False, None, None, None, "", self.detail)
 
 
-def find_strangers(known: Sequence[Application], proc: Path = Path("/proc")) -> list[Stranger]:
+def find_strangers(known: Sequence[Application], running: Counter[str]) -> list[Stranger]:
     """One for each kind of server of which more run than are known, containers included."""
-    running = _running(proc)
     found = Counter(application.kind for application in known)
     return [
         Stranger(kind, running[kind], found[kind])
@@ -73,7 +64,9 @@ def find_strangers(known: Sequence[Application], proc: Path = Path("/proc")) -> 
     ]
 
 
-def _running(proc: Path) -> Counter[str]:
+def count_servers(proc: Path = Path("/proc")) -> Counter[str]:
+    """How many servers of each kind run; of one that is many processes, the first alone counts."""
+    kinds = {name: module.kind for module in MODULES for name in module.processes}
     names: dict[int, str] = {}
     parents: dict[int, int] = {}
     for entry in proc.iterdir():
@@ -86,7 +79,7 @@ def _running(proc: Path) -> Counter[str]:
             name, _, rest = stat.partition("(")[2].rpartition(")")
             names[int(entry.name)], parents[int(entry.name)] = name, int(rest.split()[1])
     return Counter(
-        _SERVERS[name]
+        kinds[name]
         for pid, name in names.items()
-        if name in _SERVERS and names.get(parents[pid]) != name
+        if name in kinds and names.get(parents[pid]) != name
     )

@@ -1,6 +1,5 @@
 """Holds of real databases on a really frozen file system."""
 
-import dataclasses
 import os
 import re
 import signal
@@ -10,11 +9,11 @@ import threading
 import pytest
 from private_guest import await_that, mariadb, mounted, postgres, run
 
-import atoll_agent.mariadb as mariadb_module
+import atoll_agent.modules.mariadb as mariadb_module
 from atoll.model.errors import AgentUnavailableError, HoldFailedError
-from atoll_agent import postgresql
+from atoll_agent.application import ApplicationConfig
 from atoll_agent.clock import Deadline
-from atoll_agent.config import ApplicationConfig
+from atoll_agent.modules import postgresql
 
 pytestmark = pytest.mark.needs_root
 
@@ -133,8 +132,7 @@ def test_a_snapshot_of_a_hold_needs_no_recovery(guest, agent, load, tmp_path):
 
 def word(kind, **changes):
     table = "orders" if kind == "mariadb" else "ledger"
-    entry = ApplicationConfig(kind, "copy", None, None, 5432, None, None, None)
-    return dataclasses.replace(entry, witness=f"SELECT count(*) FROM {table}", **changes)
+    return ApplicationConfig(kind, "copy", {"witness": f"SELECT count(*) FROM {table}", **changes})
 
 
 def replay_of(log):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from atoll_agent import mariadblog, pglog
 from atoll_agent.kernellog import recovered_devices
+from atoll_agent.modules import mariadblog, pglog
 from atoll_agent.serverlog import log_since_start
 
 PG = """\

@@ -6,7 +6,7 @@ import pytest
 
 from atoll_agent.clock import Deadline
 from atoll_agent.errors import ApplicationError
-from atoll_agent.strangers import find_strangers
+from atoll_agent.strangers import count_servers, find_strangers
 
 POSTGRESQL, MARIADB = SimpleNamespace(kind="postgresql"), SimpleNamespace(kind="mariadb")
 
@@ -31,12 +31,15 @@ def proc(tmp_path):
 
 
 def test_nothing_is_strange_when_all_are_known(proc):
-    assert find_strangers([POSTGRESQL, POSTGRESQL, MARIADB], proc) == []
+    assert find_strangers([POSTGRESQL, POSTGRESQL, MARIADB], count_servers(proc)) == []
 
 
 def test_what_is_not_known_is_said_and_never_held(proc):
-    (stranger,) = find_strangers([POSTGRESQL, MARIADB], proc)
+    (stranger,) = find_strangers([POSTGRESQL, MARIADB], count_servers(proc))
     with pytest.raises(ApplicationError, match=r"2 servers run .* knows 1"):
         stranger.open(Deadline(1))
     assert not stranger.hold(Deadline(1)).held
-    assert {each.kind for each in find_strangers([], proc)} == {"postgresql", "mariadb"}
+    assert {each.kind for each in find_strangers([], count_servers(proc))} == {
+        "postgresql",
+        "mariadb",
+    }

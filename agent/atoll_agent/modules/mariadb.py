@@ -7,16 +7,16 @@ the last word, and a server started on the snapshot has nothing to replay.
 
 import shutil
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from atoll_agent.application import HeldApplication, Testimony
+from atoll_agent.application import ApplicationConfig, HeldApplication, Testimony
 from atoll_agent.clock import Deadline, boottime
-from atoll_agent.config import ApplicationConfig
-from atoll_agent.dirtypages import put_back, write_dirty_pages
 from atoll_agent.errors import ApplicationError
-from atoll_agent.mariadblog import START_MARK, judge_log
+from atoll_agent.modules.dirtypages import put_back, write_dirty_pages
+from atoll_agent.modules.mariadblog import START_MARK, judge_log
 from atoll_agent.serverlog import log_since_start
 from atoll_agent.session import Session, StatementError, StillRunningError
 
@@ -275,26 +275,34 @@ class MariaDb:
             return None, f"the witness did not answer: {error}"
 
 
-def discover(configured: tuple[ApplicationConfig, ...], look: bool) -> list[MariaDb]:
+def discover(configured: Sequence[ApplicationConfig], look: bool) -> list[MariaDb]:
     """The servers whose socket exists, with the configuration's word on each.
 
     A discovered server is called `mariadb`.
     """
-    entries = {entry.name: entry for entry in configured if entry.kind == KIND}
+    entries = {entry.name: entry for entry in configured}
     servers: list[Server] = []
     if look:
         for socket in _SOCKETS:
             if _is_socket(Path(socket)):
                 servers.append(_server(socket, entries.pop("mariadb", None)))
                 break
-    servers += [_server(entry.socket, entry) for entry in entries.values() if entry.socket]
+    for entry in entries.values():
+        if named := entry.text("socket"):
+            servers.append(_server(named, entry))
     return [MariaDb(server) for server in servers]
 
 
 def _server(socket: str, entry: ApplicationConfig | None) -> Server:
     if entry is None:
         return Server("mariadb", socket, None, None, None)
-    return Server(entry.name, entry.socket or socket, entry.owner, entry.database, entry.witness)
+    return Server(
+        name=entry.name,
+        socket=entry.text("socket") or socket,
+        user=entry.text("owner"),
+        database=entry.text("database"),
+        witness=entry.text("witness"),
+    )
 
 
 def _can_checkpoint(session: Session, deadline: Deadline) -> bool:

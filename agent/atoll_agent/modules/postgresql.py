@@ -6,14 +6,14 @@ writes wait at their first statement. Reads go on.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from atoll_agent.application import HeldApplication, Testimony
+from atoll_agent.application import ApplicationConfig, HeldApplication, Testimony
 from atoll_agent.clock import Deadline, boottime
-from atoll_agent.config import ApplicationConfig
 from atoll_agent.errors import ApplicationError
-from atoll_agent.pglog import judge_log
+from atoll_agent.modules.pglog import judge_log
 from atoll_agent.serverlog import log_since_start
 from atoll_agent.session import Session, StatementError, StillRunningError
 
@@ -352,13 +352,13 @@ def _read_facts(session: Session, deadline: Deadline) -> _Facts:
     return _Facts(in_recovery == "t", float(seconds), tuple(names))
 
 
-def discover(configured: tuple[ApplicationConfig, ...], look: bool) -> list[PostgreSql]:
+def discover(configured: Sequence[ApplicationConfig], look: bool) -> list[PostgreSql]:
     """The clusters that run, with the configuration's word on each.
 
     Debian keeps clusters in `/var/lib/postgresql/<version>/<name>`, called
     `<version>-<name>` here; `postmaster.pid` tells socket and port.
     """
-    entries = {entry.name: entry for entry in configured if entry.kind == KIND}
+    entries = {entry.name: entry for entry in configured}
     clusters: list[Cluster] = []
     if look:
         for pidfile in sorted(Path(_CLUSTERS).glob("*/*/postmaster.pid")):
@@ -366,15 +366,16 @@ def discover(configured: tuple[ApplicationConfig, ...], look: bool) -> list[Post
             if found is not None:
                 clusters.append(_with_words(found, entries.pop(found.name, None)))
     for entry in entries.values():
-        if entry.socket is None and entry.data_directory is None:
+        socket, data_directory = entry.text("socket"), entry.text("data_directory")
+        if socket is None and data_directory is None:
             # Only adds to a discovered cluster, and that one does not run.
             continue
-        running = read_cluster(Path(entry.data_directory)) if entry.data_directory else None
+        running = read_cluster(Path(data_directory)) if data_directory else None
         base = Cluster(
             name=entry.name,
-            socket_directory=entry.socket or "/var/run/postgresql",
-            port=entry.port,
-            owner=entry.owner,
+            socket_directory=socket or "/var/run/postgresql",
+            port=entry.number("port", 5432),
+            owner=entry.text("owner"),
             database="postgres",
             witness=None,
             data_directory=None,
@@ -414,9 +415,9 @@ def _with_words(cluster: Cluster, entry: ApplicationConfig | None) -> Cluster:
         name=entry.name,
         socket_directory=cluster.socket_directory,
         port=cluster.port,
-        owner=entry.owner or cluster.owner,
-        database=entry.database or cluster.database,
-        witness=entry.witness,
+        owner=entry.text("owner") or cluster.owner,
+        database=entry.text("database") or cluster.database,
+        witness=entry.text("witness"),
         data_directory=cluster.data_directory,
     )
 
