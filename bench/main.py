@@ -145,7 +145,7 @@ def _hold_figures(runs: Sequence[Any]) -> list[Figure]:
     return [
         figure("hold_seconds_db1", holds("db1"), "s"),
         figure("hold_seconds_app1", holds("app1"), "s"),
-        figure("hold_seconds_group", [run["group_hold_seconds"] for run in runs], "s"),
+        figure("hold_seconds_group", [run["hold_seconds"] for run in runs], "s"),
         figure(
             "group_snapshot_seconds",
             [item["finished_at"] - item["started_at"] for item in snapshots],

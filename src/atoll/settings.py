@@ -101,17 +101,28 @@ class RepositorySection(_Section):
 
 
 class AgentsSection(_Section):
-    """The directory of the director's certificate authority and the enrolled agents."""
+    """The directory of the director's certificate authority and the enrolled agents.
+
+    Certificates are valid for `certificate_days` and renewed when a third of that is left.
+    """
 
     directory: Path
+    certificate_days: float = Field(default=90, ge=3, le=3650)
+
+
+class OrderSection(_Section):
+    """VMs, by name or instance UUID, in the order in which they are held; let go in the reverse."""
+
+    vms: tuple[str, ...] = Field(min_length=2)
 
 
 class DirectorSection(_Section):
-    """How long guests may be held, and where runs are recorded."""
+    """How long guests may be held and in which order, and where runs are recorded."""
 
     state_directory: Path = Path("/var/lib/atoll/director")
     lease_seconds: float = Field(default=10.0, ge=1, le=60)
     budget_seconds: float = Field(default=5.0, gt=0, le=60)
+    order: tuple[OrderSection, ...] = ()
 
     @model_validator(mode="after")
     def _lease_outlasts_budget(self) -> Self:

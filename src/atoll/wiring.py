@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from atoll.director.capture import HoldPolicy
+from atoll.director.policy import HoldPolicy
 from atoll.guests.authority import Authority
 from atoll.guests.channel import open_channels
 from atoll.guests.interface import GuestAgent
@@ -56,12 +56,13 @@ def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
         engine=cache(partial(open_engine, settings)),
         repository=cache(repository),
         agents=cache(partial(open_agents, settings)),
-        authority=cache(lambda: Authority.open(needed(settings.agents, "agents").directory)),
+        authority=cache(partial(open_authority, settings)),
         journal=cache(partial(Journal, settings.director.state_directory)),
         hold=HoldPolicy(
             lease_seconds=settings.director.lease_seconds,
             budget_seconds=settings.director.budget_seconds,
             accept_less=accept_less,
+            orders=tuple(order.vms for order in settings.director.order),
         ),
         work_directory=settings.director.state_directory / "work",
         close=opened.close,
@@ -196,7 +197,14 @@ def create_repository(config: Path | None) -> Repository:
 def open_agents(settings: Settings) -> Mapping[str, GuestAgent]:
     """A channel to each enrolled agent by instance UUID; nothing is connected yet."""
     directory = needed(settings.agents, "agents").directory
-    agents = AgentRegistry(directory).agents()
+    registry = AgentRegistry(directory)
+    agents = registry.agents()
     if not agents:
         return {}
-    return open_channels(agents, Authority.open(directory).credentials)
+    return open_channels(agents, open_authority(settings).credentials, registry)
+
+
+def open_authority(settings: Settings) -> Authority:
+    """The agents' certificate authority, made on first use."""
+    agents = needed(settings.agents, "agents")
+    return Authority.open(agents.directory, agents.certificate_days)

@@ -1,4 +1,4 @@
-"""`atoll backup`: one run over one LUN group; `atoll cleanup`: what dead runs left."""
+"""`atoll backup`: one run over some LUN groups; `atoll cleanup`: what dead runs left."""
 
 from typing import Annotated
 
@@ -28,7 +28,7 @@ def backup(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, no progress.")] = False,
 ) -> None:
-    """Back up VMs from one atomic snapshot of their LUN group.
+    """Back up VMs from one snapshot of their LUN groups, taken while all of them are held.
 
     Exit status 4 means that the points were made, but one is less consistent
     than an agent should give; the table says why.
@@ -76,20 +76,26 @@ def report(result: BackupResult) -> None:
             for point in result.points
         ],
     )
+    names = ", ".join(f"{snapshot.group}@{snapshot.name}" for snapshot in result.snapshots)
+    pause = max(snapshot.pause_seconds for snapshot in result.snapshots)
     out.print(
-        f"Group snapshot {result.snapshot.name} held writes back for "
-        f"{seconds(result.snapshot.pause_seconds)}; guests were held for "
-        f"{seconds(result.group_hold_seconds)} from first to last; "
+        f"Snapshot {names} held writes back for {seconds(pause)}; guests were held for "
+        f"{seconds(result.hold_seconds)} from first to last; "
         f"copied in {seconds(result.copy_seconds)}."
     )
     for point in result.points:
         for reason in point.proof.reasons:
-            err.print(f"{point.vm} is {point.proof.consistency}-consistent: {reason}", style="red")
+            err.print(f"{point.vm} is {in_words(point.proof.consistency)}: {reason}", style="red")
     if result.bystanders:
         out.print(
-            "Also on this LUN group, not in the job and only crash-consistent in the snapshot: "
-            + ", ".join(result.bystanders)
+            "Also on these LUNs, not in the job and only crash-consistent in the snapshot: "
+            + ", ".join(bystander.name for bystander in result.bystanders)
         )
+
+
+def in_words(consistency: Consistency) -> str:
+    """What a point is, to go after `is`."""
+    return "not consistent" if consistency is Consistency.NONE else f"{consistency}-consistent"
 
 
 def _lesser(point: RestorePoint) -> bool:

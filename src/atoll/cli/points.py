@@ -58,7 +58,7 @@ def point(
     proof = found.proof
     out.print(f"{found.vm}@{found.run}, taken {moment(found.created_at)}", style="bold")
     out.print(f"Consistency: {proof.consistency}" + "".join(f"\n  {why}" for why in proof.reasons))
-    out.print(f"Snapshot {proof.snapshot} of LUN group {proof.group}, host {proof.host_before}")
+    out.print(f"Snapshot {proof.snapshot} of {', '.join(found.groups)}, host {proof.host_before}")
     if proof.hold:
         hold = proof.hold
         out.print(

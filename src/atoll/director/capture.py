@@ -1,17 +1,19 @@
-"""Hold the guests, take one group snapshot, let go, and prove what was held.
+"""Hold the guests, take one snapshot of each LUN group, let go, and prove what was held.
 
 This is one step that is never split: a redo after a crash starts over with
-guests that serve, because their leases have ended, and deletes the snapshot
+guests that serve, because their leases have ended, and deletes the snapshots
 the dead run may have left.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from atoll.director.proof import HeldGuest, Release, prove_consistency
-from atoll.guests.interface import Frozen, GuestAgent
+from atoll.director.barrier import Guests, Outcome, hold_and_snapshot, thaw_all
+from atoll.director.order import freezing_steps
+from atoll.director.policy import HoldPolicy
+from atoll.director.proof import HeldGuest, prove_consistency
+from atoll.guests.interface import GuestAgent
 from atoll.model.consistency import ConsistencyProof
 from atoll.model.errors import AtollError, HoldFailedError
 from atoll.model.inventory import Placement
@@ -25,28 +27,12 @@ PlacementReader = Callable[[Sequence[str]], Mapping[str, Placement]]
 
 
 @dataclass(frozen=True, slots=True)
-class HoldPolicy:
-    """How long guests may be held and what is accepted when they cannot be.
-
-    `lease_seconds` is when a guest thaws by itself; `budget_seconds` is how
-    long an agent may take to freeze. With `accept_less` a guest that cannot be
-    held gives a lesser point that says why, else the run fails and leaves
-    nothing behind. `moves` is how often the hold is redone when a VM moved meanwhile.
-    """
-
-    lease_seconds: float = 10.0
-    budget_seconds: float = 5.0
-    accept_less: bool = False
-    moves: int = 2
-
-
-@dataclass(frozen=True, slots=True)
 class Capture:
-    """A group snapshot and the proof for each VM of the plan, keyed by instance UUID."""
+    """The snapshots by LUN group, and the proof for each VM of the plan, by instance UUID."""
 
-    snapshot: GroupSnapshot
+    snapshots: Mapping[str, GroupSnapshot]
     proofs: Mapping[str, ConsistencyProof]
-    group_hold_seconds: float
+    hold_seconds: float
     """From the first guest asked to freeze until the last one let go; guests were ready before."""
 
 
@@ -59,7 +45,7 @@ def capture(
     policy: HoldPolicy,
     progress: Progress,
 ) -> Capture:
-    """Capture the plan's LUN group as the snapshot `name`.
+    """Capture the plan's LUN groups as snapshots called `name`.
 
     `agents` are keyed by instance UUID. Raises the agent's error when a guest
     could not be held and the policy does not accept less; then no snapshot was
@@ -69,43 +55,72 @@ def capture(
     VMware snapshot of it since.
     """
     uuids = [vm.vm.instance_uuid for vm in plan.vms]
+    guests = _guests(plan, agents, policy)
     for attempt in range(policy.moves + 1):
         # Each hold has a name of its own, so a late word about one never touches the next.
         hold = hold_name(plan.run, attempt)
         progress.stage("", "prepare")
-        failures = _prepare(plan, hold, agents, policy)
+        unprepared = _prepare(guests, hold, policy)
+        ready = guests.without(unprepared)
         try:
             before = placement(uuids)
             _require_as_planned(plan, before)
         except BaseException:
-            _thaw(_asked(plan, agents, failures), hold, agents)
+            thaw_all(ready, hold)
             raise
         progress.stage("", "hold")
-        held, snapshot, group_seconds = _hold_and_snapshot(
-            plan, hold, agents, engine, name, policy, failures, progress
-        )
+        outcome = hold_and_snapshot(ready, hold, engine, plan.groups, name, policy, progress)
         after = placement(uuids)
         moved = [vm.vm.name for vm in plan.vms if _moved(vm, before, after)]
         if not moved or attempt == policy.moves:
             break
         progress.note("", f"{', '.join(moved)} moved during the hold; holding again")
-        engine.delete_snapshot(plan.group, name)
+        for group in plan.groups:
+            engine.delete_snapshot(group, name)
     progress.stage("", "proof")
     proofs = {
-        guest.planned.vm.instance_uuid: prove_consistency(
-            guest,
-            snapshot,
-            before.get(guest.planned.vm.instance_uuid),
-            after.get(guest.planned.vm.instance_uuid),
+        vm.vm.instance_uuid: prove_consistency(
+            _held(vm, hold, policy, outcome, unprepared),
+            [outcome.snapshots[group] for group in vm.groups],
+            before.get(vm.vm.instance_uuid),
+            after.get(vm.vm.instance_uuid),
         )
-        for guest in held
+        for vm in plan.vms
     }
-    return Capture(snapshot=snapshot, proofs=proofs, group_hold_seconds=group_seconds)
+    return Capture(snapshots=outcome.snapshots, proofs=proofs, hold_seconds=outcome.seconds)
 
 
 def hold_name(run: str, attempt: int) -> str:
     """What a run's hold is called to the agents; each redo has a name of its own."""
     return run if attempt == 0 else f"{run}-{attempt}"
+
+
+def _guests(plan: Plan, agents: Mapping[str, GuestAgent], policy: HoldPolicy) -> Guests:
+    """The VMs that run and have an agent."""
+    held = [each for each in plan.vms if each.vm.powered_on and each.vm.instance_uuid in agents]
+    return Guests(
+        agents,
+        {each.vm.instance_uuid: each.vm.name for each in held},
+        freezing_steps(held, policy.orders),
+    )
+
+
+def _held(
+    vm: PlannedVm,
+    hold: str,
+    policy: HoldPolicy,
+    outcome: Outcome,
+    unprepared: Mapping[str, AtollError],
+) -> HeldGuest:
+    uuid = vm.vm.instance_uuid
+    return HeldGuest(
+        planned=vm,
+        run=hold,
+        lease_seconds=policy.lease_seconds,
+        frozen=outcome.frozen.get(uuid),
+        release=outcome.released.get(uuid),
+        failure=unprepared.get(uuid) or outcome.failures.get(uuid),
+    )
 
 
 def _require_as_planned(plan: Plan, placements: Mapping[str, Placement]) -> None:
@@ -132,99 +147,21 @@ def _moved(vm: PlannedVm, before: Mapping[str, Placement], after: Mapping[str, P
     return before.get(uuid) != after.get(uuid)
 
 
-def _asked(
-    plan: Plan, agents: Mapping[str, GuestAgent], failures: Mapping[str, AtollError]
-) -> list[str]:
-    """The instance UUIDs of the VMs that run, have an agent, and have not failed."""
-    uuids = [vm.vm.instance_uuid for vm in plan.vms if vm.vm.powered_on]
-    return [uuid for uuid in uuids if uuid in agents and uuid not in failures]
-
-
-def _prepare(
-    plan: Plan, hold: str, agents: Mapping[str, GuestAgent], policy: HoldPolicy
-) -> dict[str, AtollError]:
+def _prepare(guests: Guests, hold: str, policy: HoldPolicy) -> dict[str, AtollError]:
     """Let the agents flush and get ready while everything serves.
 
     Returns who could not, by instance UUID. Whatever takes a guest long belongs
     here: from the first freeze on, every guest waits for the slowest.
     """
-    asked = _asked(plan, agents, {})
     failures: dict[str, AtollError] = {}
-    with ThreadPoolExecutor(max_workers=max(1, len(asked)), thread_name_prefix="prepare") as pool:
-        answers = {uuid: pool.submit(agents[uuid].prepare, hold) for uuid in asked}
+    with ThreadPoolExecutor(max(1, len(guests.uuids)), thread_name_prefix="prepare") as pool:
+        answers = {uuid: pool.submit(guests.agents[uuid].prepare, hold) for uuid in guests.uuids}
     for uuid, answer in answers.items():
-        error = answer.exception()
-        if isinstance(error, AtollError):
+        try:
+            answer.result()
+        except AtollError as error:
             failures[uuid] = error
-        elif error is not None:
-            raise error
     if failures and not policy.accept_less:
-        _thaw(_asked(plan, agents, failures), hold, agents)
+        thaw_all(guests.without(failures), hold)
         raise next(iter(failures.values()))
     return failures
-
-
-def _thaw(uuids: Sequence[str], hold: str, agents: Mapping[str, GuestAgent]) -> dict[str, Release]:
-    """Let all of them go at once, and say what each answered."""
-    released: dict[str, Release] = {}
-    with ThreadPoolExecutor(max_workers=max(1, len(uuids)), thread_name_prefix="thaw") as pool:
-        answers = {uuid: pool.submit(agents[uuid].thaw, hold) for uuid in uuids}
-    for uuid, answer in answers.items():
-        try:
-            released[uuid] = Release(thawed=answer.result(), failure=None)
-        except AtollError as error:
-            # The guest's own lease thaws it; the point must not claim the hold.
-            released[uuid] = Release(thawed=None, failure=error)
-    return released
-
-
-def _hold_and_snapshot(
-    plan: Plan,
-    hold: str,
-    agents: Mapping[str, GuestAgent],
-    engine: StorageEngine,
-    name: str,
-    policy: HoldPolicy,
-    failures: dict[str, AtollError],
-    progress: Progress,
-) -> tuple[list[HeldGuest], GroupSnapshot, float]:
-    """Freeze all, snapshot, thaw all. Whatever happens, every guest asked to freeze is thawed."""
-    asked = _asked(plan, agents, failures)
-    frozen: dict[str, Frozen] = {}
-    released: dict[str, Release] = {}
-    snapshot: GroupSnapshot | None = None
-    with ThreadPoolExecutor(max_workers=max(1, len(asked)), thread_name_prefix="hold") as pool:
-        started = time.monotonic()
-        try:
-            answers = {
-                uuid: pool.submit(
-                    agents[uuid].freeze, hold, policy.lease_seconds, policy.budget_seconds
-                )
-                for uuid in asked
-            }
-            for uuid, answer in answers.items():
-                try:
-                    frozen[uuid] = answer.result()
-                except AtollError as error:
-                    failures[uuid] = error
-            if failures and not policy.accept_less:
-                raise next(iter(failures.values()))
-            progress.stage("", "snapshot")
-            snapshot = engine.snapshot_group(plan.group, name)
-        finally:
-            # Nothing, not even telling the watcher, comes before the guests.
-            released = _thaw(asked, hold, agents)
-            group_seconds = time.monotonic() - started
-            progress.stage("", "release")
-    held = [
-        HeldGuest(
-            planned=vm,
-            run=hold,
-            lease_seconds=policy.lease_seconds,
-            frozen=frozen.get(vm.vm.instance_uuid),
-            release=released.get(vm.vm.instance_uuid),
-            failure=failures.get(vm.vm.instance_uuid),
-        )
-        for vm in plan.vms
-    ]
-    return held, snapshot, group_seconds

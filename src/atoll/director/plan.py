@@ -1,11 +1,12 @@
-"""From VM names to what one run will do: disks, datastores, LUNs, LUN group."""
+"""From VM names to what one run will do: disks, datastores, LUNs, LUN groups."""
 
 import difflib
 from collections.abc import Collection, Sequence
 
+from atoll.model.consistency import Consistency
 from atoll.model.errors import UnknownVmError, UnprotectableVmError
 from atoll.model.inventory import Inventory, VirtualDisk, VirtualMachine
-from atoll.model.plan import Plan, PlannedDisk, PlannedVm
+from atoll.model.plan import Bystander, Plan, PlannedDisk, PlannedVm
 from atoll.model.storage import Lun, LunGroup
 
 
@@ -16,7 +17,7 @@ def make_plan(
     groups: Sequence[LunGroup],
     with_agent: Collection[str],
 ) -> Plan:
-    """Plan one run over the LUN group that holds all the named VMs.
+    """Plan one run over the LUN groups that the named VMs' disks lie in.
 
     `groups` are the storage's groups, `with_agent` the instance UUIDs of VMs
     whose agents are enrolled. Nothing is touched. Raises UnknownVmError and
@@ -25,15 +26,16 @@ def make_plan(
     luns_by_naa = {lun.naa: lun for group in groups for lun in group.luns}
     found = {vm.instance_uuid: vm for vm in (_find_vm(name, inventory) for name in names)}
     planned = [_plan_vm(vm, inventory, luns_by_naa, with_agent) for vm in found.values()]
-    group = _common_group(planned)
     chosen = {vm.vm.instance_uuid for vm in planned}
-    group_naas = {lun.naa for lun in luns_by_naa.values() if lun.group == group}
-    bystanders = sorted(
-        vm.name
-        for vm in inventory.vms
-        if vm.instance_uuid not in chosen and _touches(vm, inventory, group_naas)
-    )
-    return Plan(run=run, group=group, vms=tuple(planned), bystanders=tuple(bystanders))
+    snapped = {group for vm in planned for group in vm.groups}
+    homes = _homes(inventory, luns_by_naa)
+    bystanders = [
+        _bystander(vm, snapped, homes)
+        for vm in sorted(inventory.vms, key=lambda vm: vm.name)
+        if vm.instance_uuid not in chosen
+        and any(homes.get(disk.datastore, set()) & snapped for disk in vm.disks)
+    ]
+    return Plan(run=run, vms=tuple(planned), bystanders=tuple(bystanders))
 
 
 def _find_vm(name: str, inventory: Inventory) -> VirtualMachine:
@@ -110,25 +112,31 @@ def _plan_disk(
     )
 
 
-def _common_group(planned: Sequence[PlannedVm]) -> str:
-    homes: dict[str, set[str]] = {}
-    for vm in planned:
-        for disk in vm.disks:
-            homes.setdefault(disk.group, set()).add(vm.vm.name)
-    if len(homes) > 1:
-        spread = "; ".join(f"{group}: {', '.join(sorted(vms))}" for group, vms in homes.items())
-        raise UnprotectableVmError(
-            "The VMs lie on several LUN groups and one run takes one atomic snapshot of one group; "
-            f"run them group by group, or put the LUNs in one group ({spread})."
-        )
-    return next(iter(homes))
-
-
-def _touches(vm: VirtualMachine, inventory: Inventory, naas: Collection[str]) -> bool:
-    used = {disk.datastore for disk in vm.disks}
-    return any(
-        naa in naas
+def _homes(inventory: Inventory, luns_by_naa: dict[str, Lun]) -> dict[str, set[str | None]]:
+    """The LUN groups below each datastore, by its name; None for LUNs of no known system."""
+    return {
+        datastore.name: {
+            lun.group if (lun := luns_by_naa.get(naa)) else None for naa in datastore.extents
+        }
         for datastore in inventory.datastores
-        if datastore.name in used
-        for naa in datastore.extents
-    )
+    }
+
+
+def _bystander(
+    vm: VirtualMachine, snapped: Collection[str], homes: dict[str, set[str | None]]
+) -> Bystander:
+    """What snapshots of the groups `snapped` hold of a VM that nobody holds."""
+    below = [homes.get(disk.datastore) or {None} for disk in vm.disks]
+    consistency, reason = Consistency.CRASH, "not in the job, so nothing of it was held"
+    if any(None in groups or not groups <= set(snapped) for groups in below):
+        consistency = Consistency.NONE
+        reason = "not in the job, and some of its disks lie elsewhere"
+    elif not vm.powered_on:
+        reason = "not in the job, and not running"
+    elif len(set().union(*below)) > 1:
+        consistency = Consistency.NONE
+        reason = (
+            "not in the job, and its disks lie in several LUN groups, which were snapshot one "
+            "after the other"
+        )
+    return Bystander(vm.name, vm.instance_uuid, consistency, reason)

@@ -1,9 +1,10 @@
 """What a restore point may be called, and why."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from atoll.guests.interface import Frozen, Thawed
-from atoll.model.consistency import Consistency, ConsistencyProof, Hold
+from atoll.model.consistency import Consistency, ConsistencyProof, GroupInstant, Hold
 from atoll.model.errors import AtollError
 from atoll.model.inventory import Placement
 from atoll.model.plan import PlannedVm
@@ -39,11 +40,11 @@ class HeldGuest:
 
 def prove_consistency(
     guest: HeldGuest,
-    snapshot: GroupSnapshot,
+    snapshots: Sequence[GroupSnapshot],
     before: Placement | None,
     after: Placement | None,
 ) -> ConsistencyProof:
-    """Judge one guest.
+    """Judge one guest. `snapshots` are those of the LUN groups its disks lie in.
 
     The argument is causal and needs no clock: the snapshot was asked for after
     the guest said that it was held, and the guest was asked to thaw after the
@@ -56,17 +57,27 @@ def prove_consistency(
     if before != after:
         consistency = Consistency.CRASH
         reasons = (*reasons, _change(before, after))
+    wrote = planned.vm.powered_on or before != after
+    if consistency is Consistency.CRASH and len(snapshots) > 1 and wrote:
+        # What is held writes nowhere; else only one group's snapshot is one instant by itself.
+        consistency = Consistency.NONE
+        reasons = (*reasons, _torn(snapshots))
+    first = snapshots[0]
     return ConsistencyProof(
         vm=planned.vm.name,
         consistency=consistency,
         reasons=reasons,
         hold=_hold(guest),
-        group=snapshot.group,
-        snapshot=snapshot.name,
-        snapshot_started_at=snapshot.started_at,
-        snapshot_finished_at=snapshot.finished_at,
+        group=first.group,
+        snapshot=first.name,
+        snapshot_started_at=min(each.started_at for each in snapshots),
+        snapshot_finished_at=max(each.finished_at for each in snapshots),
         host_before=_where(before),
         host_after=_where(after),
+        instants=tuple(
+            GroupInstant(each.group, each.started_at, each.finished_at, each.pause_seconds)
+            for each in snapshots
+        ),
     )
 
 
@@ -126,6 +137,14 @@ def _change(before: Placement | None, after: Placement | None) -> str:
     if before.powered_on != after.powered_on:
         return "was switched on or off while the snapshot was taken"
     return "got a VMware snapshot or other disks while the snapshot was taken"
+
+
+def _torn(snapshots: Sequence[GroupSnapshot]) -> str:
+    groups = ", ".join(each.group for each in snapshots)
+    return (
+        f"its disks lie in the LUN groups {groups}, which were snapshot one after the other while "
+        "it was not held, so they are not of one instant"
+    )
 
 
 def _where(place: Placement | None) -> str:

@@ -1,4 +1,4 @@
-"""From a group snapshot to a VM's restore point: map, find what changed, copy."""
+"""From group snapshots to a VM's restore point: map, find what changed, copy."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +29,8 @@ class SnapshotView:
     snapshot: GroupSnapshot
     luns: Mapping[str, BlockReader]
     volumes: Sequence[VmfsVolume]
+    older: frozenset[str]
+    """Names of the group's other snapshots, which changes can be measured from."""
     changes: Callable[[str, str], Sequence[Extent]]
     """(LUN, older snapshot) to the ranges changed since; each pair is asked of the storage once."""
 
@@ -64,13 +66,17 @@ def opened(
             stack.callback(reader.close)
             readers[lun] = reader
         yield SnapshotView(
-            snapshot=snapshot, luns=readers, volumes=open_volumes(readers), changes=changes
+            snapshot=snapshot,
+            luns=readers,
+            volumes=open_volumes(readers),
+            older=frozenset(each.name for each in engine.snapshots(snapshot.group)),
+            changes=changes,
         )
 
 
 def copy_vm(
     planned: PlannedVm,
-    view: SnapshotView,
+    views: Mapping[str, SnapshotView],
     proof: ConsistencyProof,
     run: str,
     repository: Repository,
@@ -79,11 +85,12 @@ def copy_vm(
 ) -> RestorePoint:
     """Copy all disks of a VM and return its restore point, not yet committed.
 
-    With a `parent` whose storage snapshot still exists only what may have
-    changed since is read; a disk the parent does not have is read in full.
+    `views` are the opened snapshots by LUN group. With a `parent` only what may
+    have changed since is read; a disk that the parent does not have, or whose
+    group has no longer the parent's storage snapshot, is read in full.
     """
     vm = planned.vm
-    work = [_disk_work(disk, view, repository, parent) for disk in planned.disks]
+    work = [_disk_work(disk, views[disk.group], repository, parent) for disk in planned.disks]
     progress.stage(vm.name, "copy", sum(item.bytes_to_read for item in work))
     disks = []
     for item in work:
@@ -107,13 +114,13 @@ def copy_vm(
         run=run,
         vm=vm.name,
         instance_uuid=vm.instance_uuid,
-        created_at=view.snapshot.started_at,
-        group=view.snapshot.group,
-        snapshot=view.snapshot.name,
+        created_at=proof.snapshot_started_at,
+        group=proof.group,
+        snapshot=proof.snapshot,
         incremental=all(item.parent is not None for item in work),
         proof=proof,
         disks=tuple(disks),
-        vmx=_vmx(planned, view),
+        vmx=_vmx(planned, views),
         guest_os=vm.guest_os,
     )
 
@@ -137,11 +144,16 @@ def _disk_work(
     disk = planned.disk
     disk_map = view.volume(planned).disk_map(disk.path)
     reader = MappedReader(disk_map, view.luns)
-    parent = _parent_disk(disk.key, parent_point)
+    parent = _parent_disk(planned, view, parent_point)
     extents: Sequence[Extent] | None = None
     old = _parent_map(parent, repository)
     # On LUNs the older snapshot may not have, or with a damaged map, it is read in full.
-    if parent_point is None or old is None or not set(disk_map.luns) <= set(old.luns):
+    if (
+        parent_point is None
+        or parent is None
+        or old is None
+        or not set(disk_map.luns) <= set(old.luns)
+    ):
         parent = None
     else:
         changed = {lun: view.changes(lun, parent_point.snapshot) for lun in disk_map.luns}
@@ -166,6 +178,7 @@ def _disk_work(
             read_bytes=0,
             changed_bytes=total_bytes(wanted),
             stored_bytes=0,
+            group=planned.group,
         ),
     )
 
@@ -179,17 +192,23 @@ def _parent_map(parent: DiskImage | None, repository: Repository) -> DiskMap | N
         return None
 
 
-def _parent_disk(key: int, point: RestorePoint | None) -> DiskImage | None:
-    if point is None:
+def _parent_disk(
+    planned: PlannedDisk, view: SnapshotView, point: RestorePoint | None
+) -> DiskImage | None:
+    """The disk as it was, if the storage can still say what changed since."""
+    if point is None or point.snapshot not in view.older:
         return None
-    return next((disk for disk in point.disks if disk.key == key), None)
+    for disk in point.disks:
+        if disk.key == planned.disk.key and (disk.group or point.group) == planned.group:
+            return disk
+    return None
 
 
-def _vmx(planned: PlannedVm, view: SnapshotView) -> str:
+def _vmx(planned: PlannedVm, views: Mapping[str, SnapshotView]) -> str:
     """The VM's configuration file, or nothing when it lies on a volume of another group."""
     datastore, _, path = planned.vm.vmx_path.partition("] ")
     for disk in planned.disks:
         if disk.disk.datastore == datastore.lstrip("["):
-            raw = view.volume(disk).read_file(path, MAX_VMX_BYTES)
+            raw = views[disk.group].volume(disk).read_file(path, MAX_VMX_BYTES)
             return raw.decode("utf-8", "replace")
     return ""

@@ -5,11 +5,15 @@ from enum import StrEnum
 
 
 class Consistency(StrEnum):
-    """What a restore point promises, best first."""
+    """What a restore point promises, best first.
+
+    `crash` is what a power cut leaves; `none` that the disks are not even of one instant.
+    """
 
     APP = "app"
     FILESYSTEM = "filesystem"
     CRASH = "crash"
+    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +66,23 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupInstant:
+    """When a LUN group was snapshot, by its storage's clock, and how long its writes were held back."""
+
+    group: str
+    started_at: float
+    finished_at: float
+    pause_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ConsistencyProof:
     """Why a restore point may be called what it is called.
 
-    `snapshot_started_at` and `snapshot_finished_at` are by the storage's clock.
-    `reasons` says what was lost; empty when all that was found in the guest was held.
+    `snapshot_started_at` and `snapshot_finished_at` enclose the instants of all
+    `instants`, by the storage's clock; `group` is the first of their groups.
+    Points of older versions have no `instants`. `reasons` says what was lost;
+    empty when all that was found in the guest was held.
     """
 
     vm: str
@@ -79,3 +95,4 @@ class ConsistencyProof:
     snapshot_finished_at: float
     host_before: str
     host_after: str
+    instants: tuple[GroupInstant, ...] = ()

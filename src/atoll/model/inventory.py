@@ -33,6 +33,7 @@ class VirtualDisk:
 
     `key` is the device key, stable for the life of the disk in the VM.
     `mode` is vSphere's disk mode (`persistent`, `independent_persistent`, …).
+    `rdm_mode` of a raw mapping is `virtualMode` or `physicalMode` where vCenter says.
     """
 
     key: int
@@ -42,6 +43,7 @@ class VirtualDisk:
     size_bytes: int
     mode: str
     rdm: bool = False
+    rdm_mode: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,9 @@ class VirtualMachine:
     """A VM where it is at this moment. `instance_uuid` is how Atoll tracks it; morefs change.
 
     A suspended VM is not powered on; part of its state is in its memory file.
+    `has_snapshot` is True whenever a disk has files below the one that is written
+    to; with `linked_clone` those are not, or not all, from VMware snapshots of this VM, with
+    `consolidation_needed` they are left over from one that was removed.
     """
 
     moref: str
@@ -62,6 +67,8 @@ class VirtualMachine:
     has_snapshot: bool
     vmx_path: str
     suspended: bool = False
+    linked_clone: bool = False
+    consolidation_needed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from atoll.model.consistency import Consistency
 from atoll.model.inventory import VirtualDisk, VirtualMachine
 
 
@@ -23,18 +24,39 @@ class PlannedVm:
     disks: tuple[PlannedDisk, ...]
     has_agent: bool
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The LUN groups its disks lie in, sorted."""
+        return tuple(sorted({disk.group for disk in self.disks}))
+
+
+@dataclass(frozen=True, slots=True)
+class Bystander:
+    """A VM with a disk on a LUN group of the run that is not in the job, and so is not held.
+
+    `consistency` is what the run's snapshots hold of it, and `reason` why no more.
+    """
+
+    name: str
+    instance_uuid: str
+    consistency: Consistency
+    reason: str
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run over one LUN group."""
+    """One run: every LUN group that a disk of its VMs lies in is snapshot within one hold."""
 
     run: str
-    group: str
     vms: tuple[PlannedVm, ...]
-    bystanders: tuple[str, ...]
-    """VMs with a disk on the group that are not in the job; for them the snapshot is crash-consistent."""
+    bystanders: tuple[Bystander, ...]
 
     @property
-    def luns(self) -> tuple[str, ...]:
-        """Names of the LUNs the disks lie on, sorted."""
-        return tuple(sorted({lun for vm in self.vms for disk in vm.disks for lun in disk.luns}))
+    def groups(self) -> tuple[str, ...]:
+        """Names of the LUN groups, sorted."""
+        return tuple(sorted({group for vm in self.vms for group in vm.groups}))
+
+    def luns(self, group: str) -> tuple[str, ...]:
+        """Names of a group's LUNs that the disks lie on, sorted."""
+        disks = [disk for vm in self.vms for disk in vm.disks if disk.group == group]
+        return tuple(sorted({lun for disk in disks for lun in disk.luns}))

@@ -13,7 +13,8 @@ class DiskImage:
     what was read from the snapshot to make it, `changed_bytes` what the storage
     diff said had changed, `stored_bytes` what was added to the repository.
     `extent_map` names the disk's flattened extent map in the repository (hex),
-    kept to find the next increment; empty when there is none.
+    kept to find the next increment; empty when there is none. `luns` are those of
+    the LUN group `group`; empty in points of older versions, where it is the point's.
     """
 
     key: int
@@ -26,6 +27,7 @@ class DiskImage:
     read_bytes: int
     changed_bytes: int
     stored_bytes: int
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,9 @@ class Evidence:
 class RestorePoint:
     """A VM as it was at one instant. `id` is unique in the repository and sorts by time.
 
-    `created_at` is the snapshot's instant, seconds since the epoch. `group` and
-    `snapshot` name the storage snapshot the next increment is measured from.
+    `created_at` is the snapshot's instant, seconds since the epoch. `snapshot` is
+    what the storage snapshots that the next increment is measured from are called,
+    one in each LUN group of its disks; `group` is the first of these.
     """
 
     id: str
@@ -59,3 +62,8 @@ class RestorePoint:
     disks: tuple[DiskImage, ...]
     vmx: str
     guest_os: str
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The LUN groups that hold its snapshot, sorted."""
+        return tuple(sorted({disk.group or self.group for disk in self.disks} or {self.group}))

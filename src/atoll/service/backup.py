@@ -1,16 +1,18 @@
-"""The main job: from live VMs through one group snapshot to committed restore points."""
+"""The main job: from live VMs through one hold and its snapshots to committed restore points."""
 
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from atoll.director.capture import Capture, capture, hold_name
+from atoll.director.certificate import certificate
 from atoll.director.plan import make_plan
 from atoll.guests.interface import GuestAgent
 from atoll.island.copy import copy_vm, opened
 from atoll.model.errors import AgentUnavailableError, AtollError
-from atoll.model.plan import Plan
+from atoll.model.plan import Bystander, Plan
 from atoll.model.points import RestorePoint
 from atoll.model.progress import Progress
 from atoll.model.storage import GroupSnapshot
@@ -27,9 +29,9 @@ class BackupResult:
 
     run: str
     points: tuple[RestorePoint, ...]
-    bystanders: tuple[str, ...]
-    snapshot: GroupSnapshot
-    group_hold_seconds: float
+    bystanders: tuple[Bystander, ...]
+    snapshots: tuple[GroupSnapshot, ...]
+    hold_seconds: float
     copy_seconds: float
     retired_snapshots: int
     cleaned: tuple[str, ...]
@@ -43,7 +45,7 @@ def new_run() -> str:
 def back_up(
     site: Site, names: Sequence[str], progress: Progress, *, full: bool = False
 ) -> BackupResult:
-    """Back up the named VMs, which must share one LUN group, as one run.
+    """Back up the named VMs as one run, which snapshots every LUN group they lie in.
 
     Nothing is held before the plan is sound, the agents are known and the
     repository is open. Raises AtollError; then no guest is held, and neither a
@@ -64,7 +66,8 @@ def back_up(
         plan = make_plan(run, names, inventory, engine.groups(), agents.keys())
         if not site.hold.accept_less:
             _require_agents(plan)
-        engine.require_room(plan.group)
+        for group in plan.groups:
+            engine.require_room(group)
         repository.begin()
         snapshot = prefix + run
         journal.begin(
@@ -76,13 +79,16 @@ def back_up(
         )
         try:
             held = capture(plan, agents, engine, snapshot, vcenter.placement, site.hold, progress)
+            words = certificate(plan, held.proofs)
+            for group in plan.groups:
+                engine.annotate_snapshot(group, snapshot, words)
             started = time.monotonic()
-            parents = {} if full else _parents(plan, points, engine)
+            parents = {} if full else _parents(plan, points)
             made = _copy(plan, held, engine, repository, parents, progress)
             progress.stage("", "commit")
             repository.commit(made)
         except BaseException as error:
-            _undo(engine, journal, repository, plan.group, snapshot, run, error)
+            _undo(engine, journal, repository, plan.groups, snapshot, run, error)
             raise
         copy_seconds = time.monotonic() - started
         progress.stage("", "retire")
@@ -99,8 +105,8 @@ def back_up(
         run=run,
         points=tuple(made),
         bystanders=plan.bystanders,
-        snapshot=held.snapshot,
-        group_hold_seconds=held.group_hold_seconds,
+        snapshots=tuple(held.snapshots.values()),
+        hold_seconds=held.hold_seconds,
         copy_seconds=copy_seconds,
         retired_snapshots=retired,
         cleaned=tuple(cleaned),
@@ -111,7 +117,7 @@ def _undo(
     engine: StorageEngine,
     journal: Journal,
     repository: Repository,
-    group: str,
+    groups: Sequence[str],
     snapshot: str,
     run: str,
     cause: BaseException,
@@ -119,9 +125,10 @@ def _undo(
     """Leave nothing of a run that failed; what cannot be undone now the next start clears."""
     repository.abandon()
     try:
-        # Cut off inside the commit, the points may be there all the same, and need their snapshot.
+        # Cut off inside the commit, the points may be there all the same, and need their snapshots.
         if not any(point.run == run for point in repository.points()):
-            engine.delete_snapshot(group, snapshot)
+            for group in groups:
+                engine.delete_snapshot(group, snapshot)
         journal.end(run)
     except AtollError as error:
         cause.add_note(f"Clearing up after it failed too: {error}")
@@ -136,16 +143,10 @@ def _require_agents(plan: Plan) -> None:
         )
 
 
-def _parents(
-    plan: Plan, points: Sequence[RestorePoint], engine: StorageEngine
-) -> Mapping[str, RestorePoint]:
-    """Each VM's newest point whose storage snapshot still exists, by instance UUID."""
-    alive = {snapshot.name for snapshot in engine.snapshots(plan.group)}
-    newest: dict[str, RestorePoint] = {}
-    for point in points:
-        if point.group == plan.group and point.snapshot in alive:
-            newest[point.instance_uuid] = point
-    return newest
+def _parents(plan: Plan, points: Sequence[RestorePoint]) -> Mapping[str, RestorePoint]:
+    """Each VM's newest point, whose snapshots are kept for the next increment, by instance UUID."""
+    uuids = {vm.vm.instance_uuid for vm in plan.vms}
+    return {point.instance_uuid: point for point in points if point.instance_uuid in uuids}
 
 
 def _copy(
@@ -157,12 +158,16 @@ def _copy(
     progress: Progress,
 ) -> list[RestorePoint]:
     progress.stage("", "map")
-    with opened(engine, held.snapshot, plan.luns) as view:
+    with ExitStack() as stack:
+        views = {
+            group: stack.enter_context(opened(engine, snapshot, plan.luns(group)))
+            for group, snapshot in held.snapshots.items()
+        }
         progress.stage("", "copy")
         return [
             copy_vm(
                 vm,
-                view,
+                views,
                 held.proofs[vm.vm.instance_uuid],
                 plan.run,
                 repository,

@@ -22,7 +22,7 @@ def needed_snapshots(points: Iterable[RestorePoint]) -> set[tuple[str, str]]:
         known = newest.get(point.instance_uuid)
         if known is None or point.created_at >= known.created_at:
             newest[point.instance_uuid] = point
-    return {(point.group, point.snapshot) for point in newest.values()}
+    return {(group, point.snapshot) for point in newest.values() for group in point.groups}
 
 
 def points_of_known_vms(points: Iterable[RestorePoint], inventory: Inventory) -> list[RestorePoint]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from atoll.director.capture import HoldPolicy
+from atoll.director.policy import HoldPolicy
 from atoll.guests.authority import Authority
 from atoll.guests.interface import GuestAgent
 from atoll.repository.repository import Repository

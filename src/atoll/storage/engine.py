@@ -291,6 +291,18 @@ class ManagedEngine:
             self._records.keep_snapshot(found.id, expires_at)
             return replace(found.taken, expires_at=expires_at)
 
+    def annotate_snapshot(self, group: str, name: str, annotation: str) -> None:
+        """Write on a snapshot what it is worth."""
+        with self._changing(group):
+            found = self._catalogue.known_snapshot(self._catalogue.known_group(group), name)
+            self._records.annotate(found.id, annotation)
+
+    def annotation(self, group: str, name: str) -> str | None:
+        """What was written on a snapshot."""
+        record = self._records.group(group)
+        found = self._records.snapshot(record.id, name) if record else None
+        return self._records.annotation(found.id) if found else None
+
     def expire_snapshots(self) -> Sequence[str]:
         """Delete the snapshots whose time is over, but for those with clones."""
         gone = []

@@ -177,6 +177,15 @@ class Federation:
         """Say when a snapshot may go."""
         return self._at(group).keep_snapshot(group, name, expires_at)
 
+    def annotate_snapshot(self, group: str, name: str, annotation: str) -> None:
+        """Write on a snapshot what it is worth."""
+        self._at(group).annotate_snapshot(group, name, annotation)
+
+    def annotation(self, group: str, name: str) -> str | None:
+        """What was written on a snapshot."""
+        system = self._find(group)
+        return system.annotation(group, name) if system is not None else None
+
     def expire_snapshots(self) -> Sequence[str]:
         """Delete the snapshots whose time is over, on every system."""
         return self._of_all(lambda system: system.expire_snapshots())

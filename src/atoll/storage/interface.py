@@ -141,6 +141,14 @@ class StorageEngine(Protocol):
         """Say when a snapshot may go (seconds since the epoch); None is never."""
         ...
 
+    def annotate_snapshot(self, group: str, name: str, annotation: str) -> None:
+        """Write on a snapshot what it is worth, in place of what was there; it goes with it."""
+        ...
+
+    def annotation(self, group: str, name: str) -> str | None:
+        """What was written on a snapshot; None when nothing was or there is no such snapshot."""
+        ...
+
     def expire_snapshots(self) -> Sequence[str]:
         """Delete the snapshots whose time is over, but for those with clones; `group@name` of each."""
         ...

@@ -18,6 +18,7 @@ from atoll.model.storage import GroupSnapshot
 from atoll.storage.backend import VolumeIdentity
 
 _FORMAT = 2
+_ANNOTATION = "annotation/"
 _SCHEMA = """
 CREATE TABLE lun_group (
   id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, origin TEXT REFERENCES snapshot,
@@ -271,10 +272,19 @@ class Records:
         with self._transaction("IMMEDIATE") as rows:
             rows.execute("UPDATE snapshot SET expires_at = ? WHERE id = ?", (expires_at, snapshot))
 
+    def annotation(self, snapshot: str) -> str | None:
+        """What a snapshot's maker wrote on it."""
+        return self.note(_ANNOTATION + snapshot)
+
+    def annotate(self, snapshot: str, annotation: str) -> None:
+        """Write it on a snapshot, in place of what was there."""
+        self.put_note(_ANNOTATION + snapshot, annotation)
+
     def remove_snapshot(self, group: GroupRecord, snapshot: SnapshotRecord) -> None:
         """Forget a snapshot; owe its removal and that of volumes only it still held."""
         with self._transaction("IMMEDIATE") as rows:
             rows.execute("DELETE FROM snapshot WHERE id = ?", (snapshot.id,))
+            rows.execute("DELETE FROM note WHERE key = ?", (_ANNOTATION + snapshot.id,))
             _owe(
                 rows,
                 Owed("snapshot", group.name, group.id, snapshot.id, snapshot.volumes),

@@ -451,6 +451,23 @@ def test_snapshots_expire_when_their_time_is_over(storage: Storage) -> None:
     assert [one.name for one in engine.snapshots(group)] == ["cloned", "later"]
 
 
+def test_what_is_written_on_a_snapshot_goes_with_it(storage: Storage) -> None:
+    engine, group = storage.engine, storage.fresh()
+    engine.create_group(group)
+    engine.create_lun(group, "a", storage.size)
+    engine.snapshot_group(group, "snap1")
+    assert engine.annotation(group, "snap1") is None
+    for words in ("first", '{"words": "last – ✓"}'):
+        engine.annotate_snapshot(group, "snap1", words)
+    assert storage.reopen().annotation(group, "snap1") == '{"words": "last – ✓"}'
+    with pytest.raises(StorageConflictError):
+        engine.annotate_snapshot(group, "snap2", "of nothing")
+    engine.delete_snapshot(group, "snap1")
+    assert engine.annotation(group, "snap1") is None
+    engine.snapshot_group(group, "snap1")
+    assert engine.annotation(group, "snap1") is None
+
+
 def test_reverting_brings_everything_back(storage: Storage) -> None:
     engine, group = storage.engine, storage.fresh()
     if not engine.capabilities.revert:

@@ -1,11 +1,14 @@
 """Hold, snapshot, release: the order of things, and what each failure makes of the point."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
-from atoll.director.capture import HoldPolicy, capture
+from atoll.director import barrier
+from atoll.director.capture import capture
+from atoll.director.policy import HoldPolicy
 from atoll.guests.interface import Frozen, Thawed
 from atoll.model.consistency import ApplicationState, Consistency
 from atoll.model.errors import (
@@ -81,12 +84,14 @@ class Storage:
         self.names.discard(name)
 
 
-def planned(name: str, powered_on: bool = True) -> PlannedVm:
+def planned(name: str, powered_on: bool = True, groups: Sequence[str] = ("prod",)) -> PlannedVm:
     disk = VirtualDisk(2000, "Hard disk 1", "ds1", f"{name}/{name}.vmdk", 1, "persistent")
     vm = VirtualMachine(
         f"vm-{name}", name, name, "esx1", powered_on, False, "debian", (disk,), False, ""
     )
-    return PlannedVm(vm, (PlannedDisk(disk, "prod", "uuid", ("lun1",)),), True)
+    return PlannedVm(
+        vm, tuple(PlannedDisk(disk, group, "uuid", ("lun1",)) for group in groups), True
+    )
 
 
 def place(name: str, host: str = "esx1", **changed) -> Placement:
@@ -100,7 +105,7 @@ def still(uuids: Sequence[str]) -> Mapping[str, Placement]:
 
 
 def run(guests: Sequence[Guest], storage: Storage, placement=still, *names: str, **policy):
-    plan = Plan("r1", "prod", tuple(planned(n) for n in (names or [g.name for g in guests])), ())
+    plan = Plan("r1", tuple(planned(n) for n in (names or [g.name for g in guests])), ())
     return capture(
         plan,
         {g.name: g for g in guests},
@@ -259,7 +264,7 @@ def test_a_vmware_snapshot_taken_during_the_hold_downgrades_the_point() -> None:
 
 
 def test_a_vm_that_is_off_is_never_called_consistent() -> None:
-    plan = Plan("r1", "prod", (planned("a", powered_on=False),), ())
+    plan = Plan("r1", (planned("a", powered_on=False),), ())
     made = capture(
         plan,
         {},
@@ -271,3 +276,111 @@ def test_a_vm_that_is_off_is_never_called_consistent() -> None:
     )
     assert made.proofs["a"].consistency is Consistency.CRASH
     assert "powered off" in made.proofs["a"].reasons[0]
+
+
+def capture_over(guests: Sequence[Guest], storage: Storage, *groups: str, agents=None, **policy):
+    """One VM over several LUN groups, and the other guests on the first of them."""
+    first, *others = guests
+    vms = (planned(first.name, groups=groups), *(planned(g.name) for g in others))
+    return capture(
+        Plan("r1", vms, ()),
+        {g.name: g for g in guests} if agents is None else agents,
+        storage,
+        "atoll-r1",
+        still,
+        HoldPolicy(**policy),
+        Silent(),
+    )
+
+
+def test_a_vm_over_several_groups_has_them_all_within_one_hold() -> None:
+    log: list[str] = []
+    guests = [Guest(log, "a"), Guest(log, "b")]
+    made = capture_over(guests, Storage(log, guests), "prod", "logs")
+    assert sorted(log[4:6]) == ["snapshot logs", "snapshot prod"]
+    assert set(made.snapshots) == {"prod", "logs"}
+    proof = made.proofs["a"]
+    assert proof.consistency is Consistency.APP
+    assert [each.group for each in proof.instants] == ["logs", "prod"]
+    assert [each.group for each in made.proofs["b"].instants] == ["prod"]
+
+
+def test_disks_of_several_groups_that_were_not_held_are_not_called_of_one_instant() -> None:
+    guest = Guest([], "a")
+    proof = capture_over([guest], Storage([]), "prod", "logs", agents={}).proofs["a"]
+    assert proof.consistency is Consistency.NONE
+    assert "one after the other" in proof.reasons[-1]
+    guest.broken = "the lease ended"
+    proof = capture_over([guest], Storage([]), "prod", "logs").proofs["a"]
+    assert proof.consistency is Consistency.NONE
+
+
+def test_a_group_that_cannot_be_snapshot_fails_the_run_and_lets_go() -> None:
+    log: list[str] = []
+    guest = Guest(log, "a")
+
+    class Half(Storage):
+        def snapshot_group(self, group: str, name: str) -> GroupSnapshot:
+            if group == "logs":
+                raise StorageUnreachableError("the array is away")
+            return super().snapshot_group(group, name)
+
+    with pytest.raises(StorageUnreachableError):
+        capture_over([guest], Half(log), "prod", "logs")
+    assert guest.frozen is None
+    assert "thaw a" in log
+
+
+class Slow(Guest):
+    """Freezes when it is thawed, as one whose disk does not answer."""
+
+    def __init__(self, log: list[str], name: str) -> None:
+        super().__init__(log, name)
+        self.asked_to_thaw = threading.Event()
+
+    def freeze(self, run: str, lease_seconds: float, budget_seconds: float) -> Frozen:
+        self.asked_to_thaw.wait(30)
+        return super().freeze(run, lease_seconds, budget_seconds)
+
+    def thaw(self, run: str) -> Thawed:
+        self.asked_to_thaw.set()
+        return super().thaw(run)
+
+
+def test_one_slow_guest_does_not_hold_the_rest_beyond_the_budget(monkeypatch) -> None:
+    monkeypatch.setattr(barrier, "_LATE_SECONDS", 0.05)
+    log: list[str] = []
+    guests = [Guest(log, "a"), Slow(log, "b")]
+    made = run(guests, Storage(log), accept_less=True, budget_seconds=0.2)
+    assert log.index("snapshot prod") < log.index("thaw b")
+    assert made.proofs["a"].consistency is Consistency.APP
+    assert made.proofs["b"].consistency is Consistency.CRASH
+    assert "within the 0.2 s" in made.proofs["b"].reasons[0]
+
+
+def test_one_slow_guest_fails_a_run_that_accepts_nothing_less(monkeypatch) -> None:
+    monkeypatch.setattr(barrier, "_LATE_SECONDS", 0.05)
+    log: list[str] = []
+    guests = [Guest(log, "a"), Slow(log, "b")]
+    with pytest.raises(HoldFailedError, match=r"b was not held within"):
+        run(guests, Storage(log), budget_seconds=0.2)
+    assert "snapshot prod" not in log
+    assert guests[0].frozen is None
+
+
+def test_guests_freeze_in_their_order_and_thaw_in_the_reverse() -> None:
+    log: list[str] = []
+    guests = [Guest(log, "db"), Guest(log, "other"), Guest(log, "app")]
+    run(guests, Storage(log, guests), orders=(("app", "db"),))
+    assert log[3] == "freeze app"
+    assert sorted(log[4:6]) == ["freeze db", "freeze other"]
+    assert log[-1] == "thaw app"
+
+
+def test_the_first_refusal_in_an_order_spares_those_after_it() -> None:
+    log: list[str] = []
+    guests = [Guest(log, "db"), Guest(log, "app")]
+    guests[1].freeze_error = HoldFailedError("app will not hold")
+    with pytest.raises(HoldFailedError, match="app will not hold"):
+        run(guests, Storage(log), orders=(("app", "db"),))
+    assert "freeze db" not in log

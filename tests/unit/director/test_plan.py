@@ -1,8 +1,11 @@
 """The plan: which VMs may be backed up together, and what is said when one may not."""
 
+import dataclasses
+
 import pytest
 
 from atoll.director.plan import make_plan
+from atoll.model.consistency import Consistency
 from atoll.model.errors import UnknownVmError, UnprotectableVmError
 from atoll.model.inventory import Datastore, Host, Inventory, VirtualDisk, VirtualMachine
 from atoll.model.storage import Lun, LunGroup
@@ -50,15 +53,15 @@ def plan(found: Inventory, *names: str):
 
 def test_disks_are_followed_to_luns_of_one_group() -> None:
     made = plan(inventory(vm("db1", "ds1", "ds2"), vm("app1", "ds2")), "db1", "app1")
-    assert made.group == "prod"
-    assert made.luns == ("lun1", "lun2")
+    assert made.groups == ("prod",)
+    assert made.luns("prod") == ("lun1", "lun2")
     assert [(v.vm.name, v.has_agent) for v in made.vms] == [("db1", True), ("app1", False)]
     assert made.vms[0].disks[1].vmfs_uuid == "uuid-2"
 
 
 def test_vms_on_the_group_but_not_in_the_job_are_named() -> None:
     made = plan(inventory(vm("db1", "ds1"), vm("other", "ds2"), vm("far", "dst")), "db1")
-    assert made.bystanders == ("other",)
+    assert [each.name for each in made.bystanders] == ["other"]
 
 
 def test_a_name_given_twice_is_planned_once() -> None:
@@ -89,7 +92,6 @@ def test_two_vms_of_one_name_must_be_told_apart_by_uuid() -> None:
         (vm("a", "ds1", rdm=True), "raw device mapping"),
         (vm("a"), "no disk"),
         (vm("a", "wide"), "never snapshot together"),
-        (vm("a", "ds1", "dst"), "several LUN groups"),
     ],
 )
 def test_what_cannot_be_protected_is_refused_with_the_reason(
@@ -97,3 +99,23 @@ def test_what_cannot_be_protected_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(UnprotectableVmError, match=says):
         plan(inventory(machine), "a")
+
+
+def test_disks_in_several_groups_are_all_planned() -> None:
+    made = plan(inventory(vm("db1", "ds1", "dst"), vm("far", "dst"), vm("b", "ds2")), "db1")
+    assert made.groups == ("prod", "test")
+    assert (made.luns("prod"), made.luns("test")) == (("lun1",), ("lun1",))
+    assert [each.name for each in made.bystanders] == ["b", "far"]
+    assert {each.consistency for each in made.bystanders} == {Consistency.CRASH}
+
+
+def test_what_a_snapshot_holds_of_a_vm_that_nobody_holds_is_not_overstated() -> None:
+    off = dataclasses.replace(vm("off", "ds1", "dst"), powered_on=False)
+    found = inventory(
+        vm("db1", "ds1", "dst"), vm("part", "ds1", "local1"), vm("two", "ds2", "dst"), off
+    )
+    said = {each.name: (each.consistency, each.reason) for each in plan(found, "db1").bystanders}
+    assert said["part"][0] is said["two"][0] is Consistency.NONE
+    assert "elsewhere" in said["part"][1]
+    assert "several LUN groups" in said["two"][1]
+    assert said["off"][0] is Consistency.CRASH

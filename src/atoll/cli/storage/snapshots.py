@@ -2,11 +2,12 @@
 
 import time
 from datetime import datetime
+from json import loads
 from typing import Annotated
 
 import typer
 
-from atoll.cli.output import as_json, moment, out, seconds, size, table
+from atoll.cli.output import as_json, err, moment, out, seconds, size, table
 from atoll.cli.storage.arguments import Group, Json, Snapshot, ask, engine, expiry
 
 snapshot_app = typer.Typer(help="Snapshots of a whole group.", no_args_is_help=True)
@@ -49,6 +50,28 @@ def list_snapshots(group: Group, json: Json = False) -> None:
             for item in found
         ],
     )
+
+
+@snapshot_app.command("show")
+def show_snapshot(group: Group, name: Snapshot, json: Json = False) -> None:
+    """Show whose disks a snapshot holds, and how far each VM in it may be trusted."""
+    words = engine().annotation(group, name)
+    if words is None:
+        err.print(f"Nothing is written on {group}@{name}.")
+        raise typer.Exit(1)
+    if json:
+        out.print(words, markup=False, highlight=False, soft_wrap=True)
+        return
+    try:
+        vms = [
+            (vm["name"], vm["consistency"], "; ".join(vm["reasons"]) or "-")
+            for vm in loads(words)["vms"]
+        ]
+    except (ValueError, KeyError, TypeError):
+        # Somebody else's words.
+        out.print(words, markup=False, highlight=False)
+        return
+    table(["VM", "consistency", "~why not more"], vms)
 
 
 @snapshot_app.command("keep")

@@ -1,0 +1,171 @@
+"""One hold: every guest frozen, one snapshot of each LUN group, every guest let go.
+
+From the first freeze on, each guest waits for the slowest. So the time to freeze
+is one budget for all, nobody is waited for beyond it, and nothing comes before
+letting go.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ALL_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from atoll.director.policy import HoldPolicy
+from atoll.director.proof import Release
+from atoll.guests.interface import Frozen, GuestAgent
+from atoll.model.errors import AtollError, HoldFailedError
+from atoll.model.progress import Progress
+from atoll.model.storage import GroupSnapshot
+from atoll.storage.interface import StorageEngine
+
+_LATE_SECONDS = 1.0
+"""For an agent that used all of its budget to say so."""
+_SHORTEST_BUDGET_SECONDS = 0.1
+_THAW_STEP_SECONDS = 1.0
+"""How long the next step waits for one that does not answer; its leases run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guests:
+    """Who is to be held: channels by instance UUID, names for messages, and the freezing steps."""
+
+    agents: Mapping[str, GuestAgent]
+    names: Mapping[str, str]
+    steps: Sequence[Sequence[str]]
+
+    @property
+    def uuids(self) -> list[str]:
+        """All of them, in the order of the steps."""
+        return [uuid for step in self.steps for uuid in step]
+
+    def without(self, uuids: Mapping[str, object]) -> "Guests":
+        """The same without some."""
+        steps = [[uuid for uuid in step if uuid not in uuids] for step in self.steps]
+        return Guests(self.agents, self.names, steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a hold, by instance UUID, and the snapshots by LUN group.
+
+    `seconds` is from the first guest asked to freeze until the last one let go.
+    """
+
+    frozen: Mapping[str, Frozen]
+    released: Mapping[str, Release]
+    failures: Mapping[str, AtollError]
+    snapshots: Mapping[str, GroupSnapshot]
+    seconds: float
+
+
+def hold_and_snapshot(
+    guests: Guests,
+    hold: str,
+    engine: StorageEngine,
+    groups: Sequence[str],
+    name: str,
+    policy: HoldPolicy,
+    progress: Progress,
+) -> Outcome:
+    """Freeze all, snapshot all groups as `name`, thaw all, in the reverse order.
+
+    Whatever happens, every guest asked to freeze is asked to thaw. Raises the
+    agent's error when one could not be held and the policy does not accept less,
+    the storage's when a group could not be snapshot; then other groups may have been.
+    """
+    freezing = _Freezing(guests, hold, policy)
+    snapshots: dict[str, Future[GroupSnapshot]] = {}
+    with ThreadPoolExecutor(max(1, len(groups)), thread_name_prefix="snapshot") as pool:
+        started = time.monotonic()
+        try:
+            freezing.freeze_all()
+            progress.stage("", "snapshot")
+            snapshots = {group: pool.submit(engine.snapshot_group, group, name) for group in groups}
+            wait(snapshots.values(), return_when=FIRST_EXCEPTION)
+        finally:
+            # Nothing, not even telling the watcher or a slower storage, comes before the guests.
+            released = thaw_all(guests, hold)
+            seconds = time.monotonic() - started
+            progress.stage("", "release")
+    return Outcome(
+        frozen=freezing.frozen,
+        released=released,
+        failures=freezing.failures,
+        snapshots={group: snapshot.result() for group, snapshot in snapshots.items()},
+        seconds=seconds,
+    )
+
+
+@dataclass(slots=True)
+class _Freezing:
+    """Step after step, until the budget is used up."""
+
+    guests: Guests
+    hold: str
+    policy: HoldPolicy
+    frozen: dict[str, Frozen] = field(default_factory=dict)
+    failures: dict[str, AtollError] = field(default_factory=dict)
+
+    def freeze_all(self) -> None:
+        """Freeze in steps; raises the first failure unless less is accepted."""
+        end = time.monotonic() + self.policy.budget_seconds
+        # Not joined: who does not answer must not keep the others, and ends by its own limit.
+        pool = ThreadPoolExecutor(max(1, len(self.guests.uuids)), thread_name_prefix="freeze")
+        try:
+            for step in self.guests.steps:
+                self._freeze_step(step, end, pool)
+                if self.failures and not self.policy.accept_less:
+                    raise next(iter(self.failures.values()))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _freeze_step(self, step: Sequence[str], end: float, pool: ThreadPoolExecutor) -> None:
+        remaining = end - time.monotonic()
+        if remaining < _SHORTEST_BUDGET_SECONDS:
+            self.failures.update({uuid: self._too_late(uuid) for uuid in step})
+            return
+        asked = {
+            uuid: pool.submit(
+                self.guests.agents[uuid].freeze, self.hold, self.policy.lease_seconds, remaining
+            )
+            for uuid in step
+        }
+        until = ALL_COMPLETED if self.policy.accept_less else FIRST_EXCEPTION
+        done, _ = wait(asked.values(), remaining + _LATE_SECONDS, until)
+        late = []
+        for uuid, answer in asked.items():
+            if answer not in done:
+                late.append(uuid)
+                continue
+            try:
+                self.frozen[uuid] = answer.result()
+            except AtollError as error:
+                self.failures[uuid] = error
+        # After a first failure nobody was waited for, so nobody is late.
+        if not self.failures or self.policy.accept_less:
+            self.failures.update({uuid: self._too_late(uuid) for uuid in late})
+
+    def _too_late(self, uuid: str) -> HoldFailedError:
+        return HoldFailedError(
+            f"Guest {self.guests.names[uuid]} was not held within the {self.policy.budget_seconds:g} s "
+            "that all guests of a run have to freeze; see what its applications wait for, or raise "
+            "budget_seconds."
+        )
+
+
+def thaw_all(guests: Guests, hold: str) -> dict[str, Release]:
+    """Let all of them go, the last frozen first, and say what each answered."""
+    answers = {}
+    with ThreadPoolExecutor(max(1, len(guests.uuids)), thread_name_prefix="thaw") as pool:
+        for step in reversed(guests.steps):
+            asked = {uuid: pool.submit(guests.agents[uuid].thaw, hold) for uuid in step}
+            answers.update(asked)
+            wait(asked.values(), _THAW_STEP_SECONDS)
+    released: dict[str, Release] = {}
+    for uuid, answer in answers.items():
+        try:
+            released[uuid] = Release(thawed=answer.result(), failure=None)
+        except AtollError as error:
+            # The guest's own lease thaws it; the point must not claim the hold.
+            released[uuid] = Release(thawed=None, failure=error)
+    return released
