@@ -18,10 +18,15 @@ Name = Annotated[str, typer.Argument(help="The lab's name; several labs run side
 
 
 @app.command("up")
-def up(name: Name = "lab") -> None:
+def up(
+    name: Name = "lab",
+    apart: Annotated[
+        bool, typer.Option("--apart", help="In a new lab: each LUN in a LUN group of its own.")
+    ] = False,
+) -> None:
     """Stand up a site, or start again what of it has stopped."""
     where = places(name)
-    bring_up(where, lambda text: err.print(f"lab {name}: {text}", style="dim"))
+    bring_up(where, lambda text: err.print(f"lab {name}: {text}", style="dim"), apart=apart)
     out.print(f"Lab {name} is up. To work with it:")
     out.print(f"  export ATOLL_CONFIG={where.settings}", soft_wrap=True)
 

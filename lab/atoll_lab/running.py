@@ -17,10 +17,11 @@ from atoll_lab.vcenter.control import Control
 
 @dataclass(frozen=True, slots=True)
 class LabRecord:
-    """What is remembered of a lab: the loopback port of each guest's agent."""
+    """What is remembered of a lab: the loopback port of each guest's agent, each LUN's group."""
 
     name: str
     agent_ports: dict[str, int]
+    lun_groups: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def read_record(where: Places) -> LabRecord | None:
         raw = json.loads(where.record.read_text())
     except FileNotFoundError:
         return None
-    return LabRecord(name=raw["name"], agent_ports=dict(raw["agent_ports"]))
+    return LabRecord(raw["name"], dict(raw["agent_ports"]), dict(raw["lun_groups"]))
 
 
 def write_record(where: Places, record: LabRecord) -> None:

@@ -36,16 +36,19 @@ BOOT_SECONDS = 300.0
 _IDENTITIES = uuid.UUID("a7011000-0000-4000-8000-1ab000000000")
 
 
-def bring_up(where: Places, say: Say) -> None:
-    """Stand the lab up, or start what of it has stopped."""
+def bring_up(where: Places, say: Say, *, apart: bool = False) -> None:
+    """Stand the lab up, or start what of it has stopped.
+
+    A new lab has each LUN in a group of its own when `apart`, else all in one.
+    """
     if os.geteuid() != 0:
         raise ConfigurationError("A lab needs root: it makes loop devices and mounts a pool.")
     where.root.parent.mkdir(parents=True, exist_ok=True)
     where.root.mkdir(mode=0o700, exist_ok=True)
-    record = read_record(where) or _new_record(where)
+    record = read_record(where) or _new_record(where, apart=apart)
     _write_settings(where)
     say("storage pool")
-    engine = _storage(where, say)
+    engine = _storage(where, record, say)
     say("vCenter and three ESX hosts")
     control = _vcenter(where, engine)
     say("repository and agents")
@@ -62,8 +65,15 @@ def instance_uuid(lab: str, vm: str) -> str:
     return str(uuid.uuid5(_IDENTITIES, f"{lab}/{vm}"))
 
 
-def _new_record(where: Places) -> LabRecord:
-    record = LabRecord(name=where.name, agent_ports={vm.name: _free_port() for vm in blueprint.VMS})
+def _new_record(where: Places, *, apart: bool) -> LabRecord:
+    record = LabRecord(
+        name=where.name,
+        agent_ports={vm.name: _free_port() for vm in blueprint.VMS},
+        lun_groups={
+            lun.name: f"{blueprint.GROUP}-{lun.name}" if apart else blueprint.GROUP
+            for lun in blueprint.LUNS
+        },
+    )
     write_record(where, record)
     return record
 
@@ -119,7 +129,7 @@ budget_seconds = 20
     temporary.rename(where.settings)
 
 
-def _storage(where: Places, say: Say) -> ManagedEngine:
+def _storage(where: Places, record: LabRecord, say: Say) -> ManagedEngine:
     create_loop_pool(where.storage, blueprint.POOL_BYTES)
     settings = load_settings(where.settings)
     create_system(settings.storage[0])
@@ -128,25 +138,27 @@ def _storage(where: Places, say: Say) -> ManagedEngine:
         raise ConfigurationError(f"{where.settings} names another storage than the lab's own.")
     for line in engine.reconcile():
         say(line)
-    engine.create_group(blueprint.GROUP)
     for lun in blueprint.LUNS:
-        engine.create_lun(blueprint.GROUP, lun.name, lun.size_bytes)
+        group = record.lun_groups[lun.name]
+        engine.create_group(group)
+        engine.create_lun(group, lun.name, lun.size_bytes)
     marker = where.root / "volumes-made"
     if not marker.exists():
         say("building guests and VMFS volumes (minutes the first time)")
-        _fill_volumes(where, engine)
+        _fill_volumes(where, record, engine)
         marker.touch()
     initiators = [host.iqn for host in blueprint.HOSTS if not host.island]
     for lun in blueprint.LUNS:
-        engine.present(blueprint.GROUP, lun.name, initiators)
+        engine.present(record.lun_groups[lun.name], lun.name, initiators)
     return engine
 
 
-def _fill_volumes(where: Places, engine: ManagedEngine) -> None:
+def _fill_volumes(where: Places, record: LabRecord, engine: ManagedEngine) -> None:
     """Format the LUNs and put the guests' disks on them; from the start if it was cut short."""
     luns = {lun.name: lun for group in engine.groups() for lun in group.luns}
     images = {
-        plan.datastore: image(where.pool, blueprint.GROUP, plan.name) for plan in blueprint.LUNS
+        plan.datastore: image(where.pool, record.lun_groups[plan.name], plan.name)
+        for plan in blueprint.LUNS
     }
     for plan in blueprint.LUNS:
         naa = bytes.fromhex(luns[plan.name].naa.removeprefix("naa."))
@@ -282,7 +294,7 @@ def _boot(
     disks = []
     for number, disk in enumerate(vm.disks):
         lun = lun_of[disk.datastore]
-        with Volume(image(where.pool, blueprint.GROUP, lun)) as volume:
+        with Volume(image(where.pool, record.lun_groups[lun], lun)) as volume:
             extents = volume.extents(f"/{vmdk_path(vm, number)}")
         if len(extents) != 1:
             raise LabError(f"Disk {disk.label} of {vm.name} is not in one piece on {lun}.")

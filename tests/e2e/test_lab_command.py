@@ -5,8 +5,10 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from main_job import RATE, assert_app_consistent, assert_proven, back_up
 
 from atoll_lab.guests.qemu import status as guest_status
+from atoll_lab.load import Loads
 from live_lab import VMS, LiveLab, lab_down, lab_up, remains, runtime_directory
 
 pytestmark = pytest.mark.lab
@@ -14,10 +16,10 @@ pytestmark = pytest.mark.lab
 
 @pytest.fixture(scope="module")
 def other(lab: LiveLab) -> Iterator[LiveLab]:
-    """A second lab beside the session's."""
+    """A second lab beside the session's, with each LUN in a group of its own."""
     name = f"two{os.getpid()}"
     try:
-        lab_up(name)
+        lab_up(name, "--apart")
         yield LiveLab(name)
     finally:
         lab_down(name)
@@ -35,10 +37,31 @@ def test_two_labs_know_nothing_of_each_other(lab: LiveLab, other: LiveLab) -> No
     ]
     assert portals[0].isdisjoint(portals[1])
     before = lab.standing()
-    point = other.check("backup", "app1", "--json").json["points"][0]
-    assert point["proof"]["consistency"] == "app"
+    backup = other.check("backup", "app1", "--json").json
+    assert backup["points"][0]["proof"]["consistency"] == "app"
+    # db1 has disks elsewhere too, so the one group's snapshot is of no use to it.
+    assert [(each["name"], each["consistency"]) for each in backup["bystanders"]] == [
+        ("db1", "none")
+    ]
     other.assert_in_order()
     assert lab.standing() == before
+
+
+def test_a_database_over_two_lun_groups_comes_back_whole(lab: LiveLab, other: LiveLab) -> None:
+    """Its data and its log lie in different groups, which only the hold makes one instant."""
+    with Loads(other.lab) as loads:
+        loads.start(RATE)
+        made = [back_up(other, loads) for _ in range(2)]
+    for each in made:
+        assert_app_consistent(each)
+    point = made[1].point("db1")
+    assert point["incremental"]
+    assert [each["group"] for each in point["proof"]["instants"]] == ["prod-lun1", "prod-lun2"]
+    assert_proven(other, made[1], "db1")
+    shown = other.check("storage", "snapshot", "show", "prod-lun2", point["snapshot"], "--json")
+    (db1,) = (vm for vm in shown.json["vms"] if vm["name"] == "db1")
+    assert db1["proof"] == point["proof"]
+    other.assert_in_order()
 
 
 def test_up_again_starts_what_died_and_keeps_what_lives(lab: LiveLab, other: LiveLab) -> None:

@@ -77,7 +77,7 @@ def test_an_increment_reads_a_fraction(job: Job) -> None:
 
 def test_only_what_the_next_increment_needs_stays_on_the_storage(lab: LiveLab, job: Job) -> None:
     standing = lab.assert_in_order()
-    assert standing.snapshots == (job.increment.result["snapshot"]["name"],)
+    assert standing.snapshots == (job.increment.result["snapshots"][0]["name"],)
     assert job.increment.result["retired_snapshots"] >= 1
 
 
@@ -138,7 +138,7 @@ def test_disks_come_back_byte_for_byte(lab: LiveLab, job: Job, tmp_path: Path) -
     with Volume(image(lab.places.pool, GROUP, "lun2")) as volume:
         (extent,) = volume.extents("/db1/db1_2.vmdk")
     snapshot = snapshot_image(
-        lab.places.pool, GROUP, job.increment.result["snapshot"]["name"], "lun2"
+        lab.places.pool, GROUP, job.increment.result["snapshots"][0]["name"], "lun2"
     )
     assert raw.stat().st_size == extent.length
     with raw.open("rb") as ours, snapshot.open("rb") as truth:

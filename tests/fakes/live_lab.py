@@ -156,10 +156,11 @@ class LiveLab:
     def standing(self) -> Standing:
         """How the site stands now."""
         engine = self.engine
+        groups = tuple(sorted(group.name for group in engine.groups()))
         return Standing(
             points=tuple(item["point"]["id"] for item in self.check("points", "--json").json),
-            snapshots=tuple(taken.name for taken in engine.snapshots(GROUP)),
-            groups=tuple(sorted(group.name for group in engine.groups())),
+            snapshots=tuple(taken.name for group in groups for taken in engine.snapshots(group)),
+            groups=groups,
             presented=tuple(
                 sorted((item.lun, tuple(item.initiators)) for item in engine.presentations())
             ),
@@ -178,15 +179,18 @@ class LiveLab:
         standing = self.standing()
         assert standing.agents == dict.fromkeys(VMS, "idle")
         assert standing.runs == ()
-        assert standing.groups == (GROUP,)
+        assert standing.groups == tuple(sorted(set(self.lab.record.lun_groups.values())))
         assert standing.presented == tuple((lun, PRODUCTION) for lun in LUNS)
         present = {row["vm"] for row in self.check("inventory", "--json").json}
         newest = {
-            item["point"]["vm"]: item["point"]["snapshot"]
+            item["point"]["vm"]: {
+                (disk["group"], item["point"]["snapshot"]) for disk in item["point"]["disks"]
+            }
             for item in self.check("points", "--json").json
             if item["point"]["vm"] in present
         }
-        assert set(standing.snapshots) == set(newest.values())
+        needed = set().union(*newest.values())
+        assert sorted(standing.snapshots) == sorted(snapshot for _, snapshot in needed)
         assert len(self.snapshots_on_disk()) == len(standing.snapshots)
         return standing
 
@@ -200,9 +204,11 @@ def until(ready: Callable[[], Any], seconds: float, what: str) -> Any:
     return answer
 
 
-def lab_up(name: str) -> None:
+def lab_up(name: str, *options: str) -> None:
     """`atoll lab up`."""
-    done = subprocess.run([ATOLL, "lab", "up", name], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [ATOLL, "lab", "up", name, *options], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
