@@ -4,7 +4,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -122,6 +122,8 @@ class DirectorSection(_Section):
     state_directory: Path = Path("/var/lib/atoll/director")
     lease_seconds: float = Field(default=10.0, ge=1, le=60)
     budget_seconds: float = Field(default=5.0, gt=0, le=60)
+    ways: tuple[Literal["direct", "vmware"], ...] = Field(default=("direct",), min_length=1)
+    vmware_seconds: float = Field(default=120.0, ge=1, le=900)
     order: tuple[OrderSection, ...] = ()
 
     @model_validator(mode="after")

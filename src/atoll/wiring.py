@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from atoll.director.policy import HoldPolicy
+from atoll.director.policy import HoldPolicy, Way
 from atoll.guests.authority import Authority
 from atoll.guests.channel import open_channels
 from atoll.guests.interface import GuestAgent
@@ -61,7 +61,9 @@ def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
         hold=HoldPolicy(
             lease_seconds=settings.director.lease_seconds,
             budget_seconds=settings.director.budget_seconds,
+            vmware_seconds=settings.director.vmware_seconds,
             accept_less=accept_less,
+            ways=tuple(Way(way) for way in settings.director.ways),
             orders=tuple(order.vms for order in settings.director.order),
         ),
         work_directory=settings.director.state_directory / "work",

@@ -83,7 +83,11 @@ def report(result: BackupResult) -> None:
         f"{seconds(result.hold_seconds)} from first to last; "
         f"copied in {seconds(result.copy_seconds)}."
     )
+    for line in result.leftovers:
+        err.print(line, style="red")
     for point in result.points:
+        for why in point.proof.fell_back:
+            err.print(f"{point.vm} was held the {point.proof.way or 'last'} way: {why}")
         for reason in point.proof.reasons:
             err.print(f"{point.vm} is {in_words(point.proof.consistency)}: {reason}", style="red")
     if result.bystanders:

@@ -59,6 +59,13 @@ def point(
     out.print(f"{found.vm}@{found.run}, taken {moment(found.created_at)}", style="bold")
     out.print(f"Consistency: {proof.consistency}" + "".join(f"\n  {why}" for why in proof.reasons))
     out.print(f"Snapshot {proof.snapshot} of {', '.join(found.groups)}, host {proof.host_before}")
+    for why in proof.fell_back:
+        out.print(f"A better way to hold it failed: {why}")
+    if proof.vmware:
+        out.print(
+            f"Held by VMware snapshot {proof.vmware.name}, "
+            + ("quiesced" if proof.vmware.quiesced else "not quiesced")
+        )
     if proof.hold:
         hold = proof.hold
         out.print(

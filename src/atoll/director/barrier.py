@@ -6,8 +6,8 @@ letting go.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ALL_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from atoll.director.policy import HoldPolicy
@@ -38,7 +38,7 @@ class Guests:
         """All of them, in the order of the steps."""
         return [uuid for step in self.steps for uuid in step]
 
-    def without(self, uuids: Mapping[str, object]) -> "Guests":
+    def without(self, uuids: Collection[str]) -> "Guests":
         """The same without some."""
         steps = [[uuid for uuid in step if uuid not in uuids] for step in self.steps]
         return Guests(self.agents, self.names, steps)
@@ -48,7 +48,8 @@ class Guests:
 class Outcome:
     """What came of a hold, by instance UUID, and the snapshots by LUN group.
 
-    `seconds` is from the first guest asked to freeze until the last one let go.
+    Without snapshots it was called off because of `failures`. `seconds` is from
+    the first guest asked to freeze until the last one let go.
     """
 
     frozen: Mapping[str, Frozen]
@@ -65,23 +66,27 @@ def hold_and_snapshot(
     groups: Sequence[str],
     name: str,
     policy: HoldPolicy,
+    dispensable: Collection[str],
     progress: Progress,
 ) -> Outcome:
     """Freeze all, snapshot all groups as `name`, thaw all, in the reverse order.
 
-    Whatever happens, every guest asked to freeze is asked to thaw. Raises the
-    agent's error when one could not be held and the policy does not accept less,
-    the storage's when a group could not be snapshot; then other groups may have been.
+    Goes on without those of `dispensable` that could not be held, and is called
+    off when another could not. Whatever happens, every guest asked to freeze is
+    asked to thaw. Raises the storage's error when a group could not be snapshot;
+    then other groups may have been.
     """
-    freezing = _Freezing(guests, hold, policy)
+    freezing = _Freezing(guests, hold, policy, dispensable)
     snapshots: dict[str, Future[GroupSnapshot]] = {}
     with ThreadPoolExecutor(max(1, len(groups)), thread_name_prefix="snapshot") as pool:
         started = time.monotonic()
         try:
-            freezing.freeze_all()
-            progress.stage("", "snapshot")
-            snapshots = {group: pool.submit(engine.snapshot_group, group, name) for group in groups}
-            wait(snapshots.values(), return_when=FIRST_EXCEPTION)
+            if freezing.freeze_all():
+                progress.stage("", "snapshot")
+                snapshots = {
+                    group: pool.submit(engine.snapshot_group, group, name) for group in groups
+                }
+                wait(snapshots.values(), return_when=FIRST_EXCEPTION)
         finally:
             # Nothing, not even telling the watcher or a slower storage, comes before the guests.
             released = thaw_all(guests, hold)
@@ -98,26 +103,32 @@ def hold_and_snapshot(
 
 @dataclass(slots=True)
 class _Freezing:
-    """Step after step, until the budget is used up."""
+    """Step after step, until the budget is used up or somebody fails who must not."""
 
     guests: Guests
     hold: str
     policy: HoldPolicy
+    dispensable: Collection[str]
     frozen: dict[str, Frozen] = field(default_factory=dict)
     failures: dict[str, AtollError] = field(default_factory=dict)
 
-    def freeze_all(self) -> None:
-        """Freeze in steps; raises the first failure unless less is accepted."""
+    def freeze_all(self) -> bool:
+        """Freeze in steps; whether all are held who must be."""
         end = time.monotonic() + self.policy.budget_seconds
         # Not joined: who does not answer must not keep the others, and ends by its own limit.
         pool = ThreadPoolExecutor(max(1, len(self.guests.uuids)), thread_name_prefix="freeze")
         try:
             for step in self.guests.steps:
                 self._freeze_step(step, end, pool)
-                if self.failures and not self.policy.accept_less:
-                    raise next(iter(self.failures.values()))
+                if self._called_off:
+                    return False
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+        return True
+
+    @property
+    def _called_off(self) -> bool:
+        return any(uuid not in self.dispensable for uuid in self.failures)
 
     def _freeze_step(self, step: Sequence[str], end: float, pool: ThreadPoolExecutor) -> None:
         remaining = end - time.monotonic()
@@ -125,25 +136,24 @@ class _Freezing:
             self.failures.update({uuid: self._too_late(uuid) for uuid in step})
             return
         asked = {
-            uuid: pool.submit(
+            pool.submit(
                 self.guests.agents[uuid].freeze, self.hold, self.policy.lease_seconds, remaining
-            )
+            ): uuid
             for uuid in step
         }
-        until = ALL_COMPLETED if self.policy.accept_less else FIRST_EXCEPTION
-        done, _ = wait(asked.values(), remaining + _LATE_SECONDS, until)
-        late = []
-        for uuid, answer in asked.items():
-            if answer not in done:
-                late.append(uuid)
-                continue
-            try:
-                self.frozen[uuid] = answer.result()
-            except AtollError as error:
-                self.failures[uuid] = error
-        # After a first failure nobody was waited for, so nobody is late.
-        if not self.failures or self.policy.accept_less:
-            self.failures.update({uuid: self._too_late(uuid) for uuid in late})
+        pending = set(asked)
+        while pending and not self._called_off:
+            left = end + _LATE_SECONDS - time.monotonic()
+            done, pending = wait(pending, max(0.0, left), FIRST_COMPLETED)
+            if not done:
+                late = [asked[answer] for answer in pending]
+                self.failures.update({uuid: self._too_late(uuid) for uuid in late})
+                break
+            for answer in done:
+                try:
+                    self.frozen[asked[answer]] = answer.result()
+                except AtollError as error:
+                    self.failures[asked[answer]] = error
 
     def _too_late(self, uuid: str) -> HoldFailedError:
         return HoldFailedError(

@@ -1,14 +1,24 @@
 """What a run may ask of the guests."""
 
 from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Way(StrEnum):
+    """How a VM is held: by the agent in it, or by a VMware snapshot that lives for seconds."""
+
+    DIRECT = "direct"
+    VMWARE = "vmware"
 
 
 @dataclass(frozen=True, slots=True)
 class HoldPolicy:
-    """How long guests may be held, in which order, and what is accepted when they cannot be.
+    """How guests are held and for how long, in which order, and what is accepted when they cannot be.
 
-    `lease_seconds` is when a guest thaws by itself; `budget_seconds` is how
-    long all of them together may take to freeze. With `accept_less` a guest that
+    `ways` are tried one after the other for each VM. `lease_seconds` is when a
+    guest that is held directly thaws by itself; `budget_seconds` is how long all of
+    them together may take to freeze; `vmware_seconds` how long vCenter may take to
+    make the VMware snapshots, which come before. With `accept_less` a guest that
     cannot be held gives a lesser point that says why, else the run fails and leaves
     nothing behind. `moves` is how often the hold is redone when a VM moved meanwhile.
     Each of `orders` names VMs (by name or instance UUID) in the order in which they
@@ -17,6 +27,13 @@ class HoldPolicy:
 
     lease_seconds: float = 10.0
     budget_seconds: float = 5.0
+    vmware_seconds: float = 120.0
     accept_less: bool = False
     moves: int = 2
+    ways: tuple[Way, ...] = (Way.DIRECT,)
     orders: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def holds(self) -> int:
+        """How often a run may hold at the most: redone for moves, and for each next way."""
+        return self.moves + len(self.ways)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from atoll.director.policy import Way
+from atoll.director.vmware_verdict import VmwareVerdict
 from atoll.guests.interface import Frozen, Thawed
 from atoll.model.consistency import Consistency, ConsistencyProof, GroupInstant, Hold
 from atoll.model.errors import AtollError
@@ -26,8 +28,9 @@ class Release:
 class HeldGuest:
     """Everything the director learned of one guest around the snapshot.
 
-    `frozen` and `release` are None when the guest was never asked; `failure`
-    is why it could not be held.
+    `frozen` and `release` are None when its agent was never asked; `failure`
+    is why it could not be held. `way` is how it was, `fell_back` why no better
+    way. `verdict` is on its VMware snapshot, if one was tried.
     """
 
     planned: PlannedVm
@@ -36,6 +39,9 @@ class HeldGuest:
     frozen: Frozen | None
     release: Release | None
     failure: AtollError | None
+    way: Way | None
+    fell_back: tuple[str, ...]
+    verdict: VmwareVerdict | None
 
 
 def prove_consistency(
@@ -50,14 +56,15 @@ def prove_consistency(
     the guest said that it was held, and the guest was asked to thaw after the
     storage said that the snapshot was there. If the agent then says that the
     hold was unbroken, the snapshot lies inside it. Clock times are recorded
-    beside it for people.
+    beside it for people. A hold by a VMware snapshot has a verdict of its own.
     """
     planned = guest.planned
     consistency, reasons = _judge(guest)
     if before != after:
         consistency = Consistency.CRASH
         reasons = (*reasons, _change(before, after))
-    wrote = planned.vm.powered_on or before != after
+    stood_still = guest.verdict is not None and guest.verdict.stood_still
+    wrote = before != after or (planned.vm.powered_on and not stood_still)
     if consistency is Consistency.CRASH and len(snapshots) > 1 and wrote:
         # What is held writes nowhere; else only one group's snapshot is one instant by itself.
         consistency = Consistency.NONE
@@ -78,6 +85,9 @@ def prove_consistency(
             GroupInstant(each.group, each.started_at, each.finished_at, each.pause_seconds)
             for each in snapshots
         ),
+        way=guest.way or "",
+        fell_back=guest.fell_back,
+        vmware=guest.verdict.snapshot if guest.verdict else None,
     )
 
 
@@ -88,6 +98,8 @@ def _judge(guest: HeldGuest) -> tuple[Consistency, tuple[str, ...]]:
         return Consistency.CRASH, (f"{POWERED_OFF}: its disks are as clean as it was shut down",)
     if guest.failure is not None:
         return Consistency.CRASH, (str(guest.failure),)
+    if guest.way is Way.VMWARE and guest.verdict is not None:
+        return guest.verdict.consistency, guest.verdict.reasons
     if guest.frozen is None or guest.release is None:
         return Consistency.CRASH, ("no agent is enrolled for this VM",)
     if guest.release.thawed is None:
@@ -109,6 +121,8 @@ def _judge(guest: HeldGuest) -> tuple[Consistency, tuple[str, ...]]:
 
 
 def _hold(guest: HeldGuest) -> Hold | None:
+    if guest.way is Way.VMWARE and guest.verdict is not None:
+        return guest.verdict.hold
     frozen = guest.frozen
     if frozen is None:
         return None

@@ -59,6 +59,32 @@ class GuestStatus:
     clock_error_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class FoundApplication:
+    """A server that runs in a guest; `remark` says what its admin should know, or is empty."""
+
+    kind: str
+    name: str
+    remark: str
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFilesystem:
+    """A file system that a hold would freeze."""
+
+    mount: str
+    fstype: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a hold of the guest would hold now, file systems in the order they would freeze."""
+
+    applications: tuple[FoundApplication, ...]
+    filesystems: tuple[FoundFilesystem, ...]
+
+
 class GuestAgent(Protocol):
     """One guest's agent. All calls raise AgentUnavailableError when it does not answer in time.
 
@@ -95,6 +121,17 @@ class GuestAgent(Protocol):
         """
         ...
 
+    def vmware_account(self) -> str | None:
+        """Its account of the last hold that VMware Tools asked for, None when there was none.
+
+        JSON, not to be trusted: `atoll.guests.account` reads it.
+        """
+        ...
+
     def status(self) -> GuestStatus:
         """What the agent holds now and how its clock stands to ours."""
+        ...
+
+    def look(self) -> Findings:
+        """What would be held; holds, blocks and changes nothing."""
         ...

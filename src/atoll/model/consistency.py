@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from atoll.model.vmware import VmwareSnapshot
+
 
 class Consistency(StrEnum):
     """What a restore point promises, best first.
@@ -82,7 +84,9 @@ class ConsistencyProof:
     `snapshot_started_at` and `snapshot_finished_at` enclose the instants of all
     `instants`, by the storage's clock; `group` is the first of their groups.
     Points of older versions have no `instants`. `reasons` says what was lost;
-    empty when all that was found in the guest was held.
+    empty when all that was found in the guest was held. `way` is how it was held
+    (`direct` or `vmware`), empty when it was not, and `fell_back` why better ways
+    were not gone. `vmware` is the VMware snapshot whose base disks were read.
     """
 
     vm: str
@@ -96,3 +100,6 @@ class ConsistencyProof:
     host_before: str
     host_after: str
     instants: tuple[GroupInstant, ...] = ()
+    way: str = ""
+    fell_back: tuple[str, ...] = ()
+    vmware: VmwareSnapshot | None = None

@@ -50,6 +50,7 @@ class VirtualDisk:
 class VirtualMachine:
     """A VM where it is at this moment. `instance_uuid` is how Atoll tracks it; morefs change.
 
+    `bios_uuid` is what the guest itself can read of the VM's SMBIOS; copies may share it.
     A suspended VM is not powered on; part of its state is in its memory file.
     `has_snapshot` is True whenever a disk has files below the one that is written
     to; with `linked_clone` those are not, or not all, from VMware snapshots of this VM, with
@@ -69,6 +70,7 @@ class VirtualMachine:
     suspended: bool = False
     linked_clone: bool = False
     consolidation_needed: bool = False
+    bios_uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from atoll.director.capture import Capture, capture, hold_name
+from atoll.director.capture import Capture, Means, capture, hold_name
 from atoll.director.certificate import certificate
 from atoll.director.plan import make_plan
+from atoll.director.policy import HoldPolicy, Way
+from atoll.director.ways import wayless
 from atoll.guests.interface import GuestAgent
 from atoll.island.copy import copy_vm, opened
 from atoll.model.errors import AgentUnavailableError, AtollError
@@ -25,7 +27,11 @@ from atoll.storage.interface import StorageEngine
 
 @dataclass(frozen=True, slots=True)
 class BackupResult:
-    """What a run made. `cleaned` is what earlier runs had left, a sentence each."""
+    """What a run made.
+
+    `cleaned` is what earlier runs had left, `leftovers` what this one could not tidy, a
+    sentence each.
+    """
 
     run: str
     points: tuple[RestorePoint, ...]
@@ -35,6 +41,7 @@ class BackupResult:
     copy_seconds: float
     retired_snapshots: int
     cleaned: tuple[str, ...]
+    leftovers: tuple[str, ...]
 
 
 def new_run() -> str:
@@ -61,11 +68,14 @@ def back_up(
     with journal.exclusive():
         points = repository.points()
         prefix = own_prefix(repository.key_id)
-        cleaned = clean_up(engine, journal, agents, prefix, points)
+        vmware = vcenter.snapshots(repository.key_id[:8])
+        means = Means(agents, engine, vcenter.placement, vmware)
+        allowed = Way.VMWARE in site.hold.ways
+        cleaned = clean_up(engine, journal, agents, prefix, points, vmware if allowed else None)
         inventory = vcenter.inventory()
         plan = make_plan(run, names, inventory, engine.groups(), agents.keys())
         if not site.hold.accept_less:
-            _require_agents(plan)
+            _require_ways(plan, agents, site.hold)
         for group in plan.groups:
             engine.require_room(group)
         repository.begin()
@@ -74,11 +84,11 @@ def back_up(
             RunRecord(
                 run=run,
                 vms=tuple(vm.vm.instance_uuid for vm in plan.vms),
-                holds=tuple(hold_name(run, attempt) for attempt in range(site.hold.moves + 1)),
+                holds=tuple(hold_name(run, number) for number in range(site.hold.holds)),
             )
         )
         try:
-            held = capture(plan, agents, engine, snapshot, vcenter.placement, site.hold, progress)
+            held = capture(plan, snapshot, means, site.hold, progress)
             words = certificate(plan, held.proofs)
             for group in plan.groups:
                 engine.annotate_snapshot(group, snapshot, words)
@@ -110,6 +120,7 @@ def back_up(
         copy_seconds=copy_seconds,
         retired_snapshots=retired,
         cleaned=tuple(cleaned),
+        leftovers=held.leftovers,
     )
 
 
@@ -134,12 +145,13 @@ def _undo(
         cause.add_note(f"Clearing up after it failed too: {error}")
 
 
-def _require_agents(plan: Plan) -> None:
-    bare = [vm.vm.name for vm in plan.vms if vm.vm.powered_on and not vm.has_agent]
+def _require_ways(plan: Plan, agents: Mapping[str, GuestAgent], policy: HoldPolicy) -> None:
+    bare = wayless(plan, agents.keys(), policy)
     if bare:
         raise AgentUnavailableError(
             f"No agent is enrolled for {', '.join(bare)}, so the point would be crash-consistent "
-            "only; enrol one with `atoll agent enroll`, or run again with --accept-less."
+            "only; enrol one, let VMware snapshots hold VMs without one (`ways` in [director]), or "
+            "run again with --accept-less."
         )
 
 
@@ -184,6 +196,8 @@ def clean_site(site: Site) -> list[str]:
     journal = site.journal()
     with journal.exclusive():
         repository = site.repository()
-        return clean_up(
-            site.engine(), journal, agents, own_prefix(repository.key_id), repository.points()
-        )
+        vmware = None
+        if Way.VMWARE in site.hold.ways:
+            vmware = site.vcenter().snapshots(repository.key_id[:8])
+        prefix = own_prefix(repository.key_id)
+        return clean_up(site.engine(), journal, agents, prefix, repository.points(), vmware)

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Mapping
 
+from atoll.director.vmware_hold import SnapshotKeeper, clear_leftovers
 from atoll.guests.interface import GuestAgent
 from atoll.model.errors import AtollError
 from atoll.model.inventory import Inventory
 from atoll.model.points import RestorePoint
 from atoll.service.journal import Journal, RunRecord
 from atoll.storage.interface import StorageEngine
+
+_CLEAR_SECONDS = 600.0
 
 
 def own_prefix(key_id: str) -> str:
@@ -53,18 +56,21 @@ def clean_up(
     agents: Mapping[str, GuestAgent],
     prefix: str,
     points: Iterable[RestorePoint],
+    vmware: SnapshotKeeper | None,
 ) -> list[str]:
     """Bring the site in order after runs that died; one sentence for each thing done.
 
     Guests first: they are told to thaw, although their leases have done so by
-    now. Then every snapshot and clone of ours that no committed point needs
-    goes. Call it while holding the journal's lock, so that no live run loses
-    what it works on.
+    now. Then our VMware snapshots, where runs may take some. Then every snapshot
+    and clone of ours that no committed point needs goes. Call it while holding
+    the journal's lock, so that no live run loses what it works on.
     """
     done: list[str] = []
     records = journal.unfinished()
     for record in records:
         done += _thaw(record, agents)
+    if vmware is not None:
+        done += _clear_vmware(vmware)
     done += engine.reconcile()
     done += [f"Deleted snapshot {name}, whose time was over." for name in engine.expire_snapshots()]
     for group in engine.groups():
@@ -78,6 +84,19 @@ def clean_up(
     if retired:
         done.append(f"Deleted {retired} snapshots that no restore point needs.")
     return done
+
+
+def _clear_vmware(vmware: SnapshotKeeper) -> list[str]:
+    try:
+        cleared = clear_leftovers(vmware, _CLEAR_SECONDS)
+    except AtollError as error:
+        return [f"VMware snapshots that a run may have left could not be looked for: {error}"]
+    return [
+        f"Removed VMware snapshot {left.name} of VM {left.vm}, which a run left when it died."
+        if error is None
+        else f"VMware snapshot {left.name} of VM {left.vm} could not be removed: {error}"
+        for left, error in cleared.items()
+    ]
 
 
 def _thaw(record: RunRecord, agents: Mapping[str, GuestAgent]) -> list[str]:

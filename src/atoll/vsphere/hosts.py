@@ -24,7 +24,7 @@ def rescan(content: Any, host: str, page_objects: int) -> None:
 
 def _storage_system(content: Any, host: str, page_objects: int) -> Any:
     rows: list[Row] = read_all(content, {vim.HostSystem: ("name", _STORAGE)}, page_objects)
-    names = names_of(rows)
+    names = names_of({row.moref: str(row.get("name", "")) for row in rows})
     for row in rows:
         if names[row.moref] == host and row.get(_STORAGE) is not None:
             return row.get(_STORAGE)

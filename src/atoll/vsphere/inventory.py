@@ -1,11 +1,9 @@
-"""Hosts, datastores and VMs in one bulk look, as Atoll's nouns."""
+"""Hosts, datastores and VMs as Atoll's nouns, from one bulk look or from a followed picture."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from pyVmomi import vim
 
 from atoll.model.inventory import (
     Datastore,
@@ -15,29 +13,17 @@ from atoll.model.inventory import (
     VirtualDisk,
     VirtualMachine,
 )
-from atoll.vsphere.collector import Row, read_all
+from atoll.vsphere.collector import read_all
+from atoll.vsphere.facts import (
+    KINDS,
+    DatastoreFacts,
+    DiskFacts,
+    Facts,
+    HostFacts,
+    VmFacts,
+    kind_of,
+)
 from atoll.vsphere.placeholders import skip_reason
-
-HOST_PATHS = (
-    "name",
-    "config.storageDevice.hostBusAdapter",
-    "config.storageDevice.scsiLun",
-)
-DATASTORE_PATHS = ("name", "info", "summary.type", "summary.multipleHostAccess")
-VM_PATHS = (
-    "name",
-    "config.instanceUuid",
-    "config.template",
-    "config.guestFullName",
-    "config.files.vmPathName",
-    "config.hardware.device",
-    "config.managedBy",
-    "runtime.host",
-    "runtime.powerState",
-    "runtime.connectionState",
-    "snapshot",
-    "datastore",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,31 +36,37 @@ class Reading:
 
 def read_inventory(content: Any, page_objects: int) -> Reading:
     """Read everything in one look; vSphere faults pass through."""
-    rows = read_all(
-        content,
-        {
-            vim.HostSystem: HOST_PATHS,
-            vim.Datastore: DATASTORE_PATHS,
-            vim.VirtualMachine: VM_PATHS,
-        },
-        page_objects,
-    )
-    hosts = [row for row in rows if issubclass(row.kind, vim.HostSystem)]
-    datastores = [row for row in rows if issubclass(row.kind, vim.Datastore)]
-    names = names_of(hosts) | names_of(datastores)
-    local_luns = _local_luns(hosts)
+    rows = read_all(content, {kind.managed: kind.paths for kind in KINDS}, page_objects)
+    return assemble([kind_of(row.kind).read(row.moref, row.values) for row in rows])
+
+
+def assemble(facts: Iterable[Facts]) -> Reading:
+    """The inventory that these rows are; rows of one kind keep their order."""
+    hosts: list[HostFacts] = []
+    datastores: list[DatastoreFacts] = []
+    machines: list[VmFacts] = []
+    for row in facts:
+        if isinstance(row, HostFacts):
+            hosts.append(row)
+        elif isinstance(row, DatastoreFacts):
+            datastores.append(row)
+        else:
+            machines.append(row)
+    names = names_of({row.moref: row.name for row in hosts})
+    names |= names_of({row.moref: row.name for row in datastores})
+    local_luns = frozenset[str]().union(*(row.luns.local for row in hosts))
+    stores = {row.moref: row for row in datastores}
     vms: list[VirtualMachine] = []
     left_out: list[LeftOutVm] = []
-    for row in rows:
-        if issubclass(row.kind, vim.VirtualMachine):
-            found = _vm(row, names, datastores)
-            if isinstance(found, LeftOutVm):
-                left_out.append(found)
-            else:
-                vms.append(found)
+    for machine in machines:
+        found = _vm(machine, names, stores)
+        if isinstance(found, LeftOutVm):
+            left_out.append(found)
+        else:
+            vms.append(found)
     return Reading(
         inventory=Inventory(
-            hosts=tuple(_host(row, names) for row in hosts),
+            hosts=tuple(Host(row.moref, names[row.moref], row.iqn or None) for row in hosts),
             datastores=tuple(_datastore(row, names, local_luns) for row in datastores),
             vms=tuple(vms),
             left_out=tuple(left_out),
@@ -83,134 +75,109 @@ def read_inventory(content: Any, page_objects: int) -> Reading:
     )
 
 
-def names_of(rows: Sequence[Row]) -> dict[str, str]:
+def names_of(names: Mapping[str, str]) -> dict[str, str]:
     """Names by moref. Names are unique per datacenter only: equal ones get their moref added."""
-    raw = {row.moref: str(row.get("name", row.moref)) for row in rows}
+    raw = {moref: name or moref for moref, name in names.items()}
     times = Counter(raw.values())
     return {moref: name if times[name] == 1 else f"{name} ({moref})" for moref, name in raw.items()}
 
 
-def _host(row: Row, names: Mapping[str, str]) -> Host:
-    adapters = row.get("config.storageDevice.hostBusAdapter", ())
-    iscsi = [each for each in adapters if isinstance(each, vim.host.InternetScsiHba)]
-    # The software adapter is the one Atoll can present LUNs to without touching hardware.
-    iscsi.sort(key=lambda each: not each.isSoftwareBased)
-    return Host(moref=row.moref, name=names[row.moref], iqn=iscsi[0].iScsiName if iscsi else None)
-
-
-def _local_luns(hosts: Sequence[Row]) -> set[str]:
-    """Canonical names of disks inside a host (HostScsiDisk.localDisk, since API 6.0)."""
-    return {
-        str(lun.canonicalName)
-        for row in hosts
-        for lun in row.get("config.storageDevice.scsiLun", ())
-        if isinstance(lun, vim.host.ScsiDisk) and lun.localDisk
-    }
-
-
-def _datastore(row: Row, names: Mapping[str, str], local_luns: set[str]) -> Datastore:
-    vmfs = getattr(row.get("info"), "vmfs", None)
-    if vmfs is None:
-        return Datastore(
-            moref=row.moref,
-            name=names[row.moref],
-            kind=str(row.get("summary.type", "unknown")),
-            extents=(),
-            shared=bool(row.get("summary.multipleHostAccess", False)),
-            vmfs_uuid=None,
-        )
-    extents = tuple(extent.diskName for extent in vmfs.extent)
-    # A volume on an array's LUN counts as shared even while one host alone has mounted it.
-    return Datastore(
-        moref=row.moref,
-        name=names[row.moref],
-        kind="VMFS",
-        extents=extents,
-        shared=not vmfs.local and local_luns.isdisjoint(extents),
-        vmfs_uuid=vmfs.uuid,
-    )
-
-
-def _vm(
-    row: Row, names: Mapping[str, str], datastores: Sequence[Row]
-) -> VirtualMachine | LeftOutVm:
-    name = str(row.get("name", row.moref))
-    uuid, vmx = row.get("config.instanceUuid"), row.get("config.files.vmPathName")
-    host = row.get("runtime.host")
-    if not uuid or vmx is None or host is None:
-        state = row.get("runtime.connectionState", "unknown")
-        return LeftOutVm(name, f"vCenter does not have its configuration at the moment ({state})")
-    devices = [
-        each
-        for each in row.get("config.hardware.device", ())
-        if isinstance(each, vim.vm.device.VirtualDisk)
-    ]
-    manager = row.get("config.managedBy")
-    reason = skip_reason(name, manager.extensionKey if manager else None, len(devices))
-    if reason is not None:
-        return LeftOutVm(name, reason)
-    by_name = {
-        str(store.get("name")): store.moref
-        for store in datastores
-        if store.moref in {ref._moId for ref in row.get("datastore", ())}
-    }
-    disks = []
-    for device in devices:
-        disk = _disk(device, names, by_name)
-        if disk is None:
-            return LeftOutVm(name, f"{_label(device)} lies on a datastore this user may not see")
-        disks.append(disk)
-    if host._moId not in names:
-        return LeftOutVm(name, "it runs on a host this user may not see")
-    has_delta = any(getattr(each.backing, "parent", None) is not None for each in devices)
-    return VirtualMachine(
-        moref=row.moref,
-        instance_uuid=uuid,
-        name=name,
-        host=names[host._moId],
-        powered_on=row.get("runtime.powerState") == "poweredOn",
-        template=bool(row.get("config.template", False)),
-        guest_os=str(row.get("config.guestFullName", "")),
-        disks=tuple(disks),
-        has_snapshot=row.get("snapshot") is not None or has_delta,
-        vmx_path=_named_path(vmx, names, by_name),
-        suspended=row.get("runtime.powerState") == "suspended",
-    )
-
-
-def _disk(device: Any, names: Mapping[str, str], by_name: Mapping[str, str]) -> VirtualDisk | None:
-    backing = device.backing
-    store, path = _split(getattr(backing, "fileName", "") or "")
-    reference = getattr(backing, "datastore", None)
-    moref = reference._moId if reference is not None else by_name.get(store, "")
-    if moref not in names:
-        return None
-    rdm_backings = (
-        vim.vm.device.VirtualDisk.RawDiskMappingVer1BackingInfo,
-        vim.vm.device.VirtualDisk.RawDiskVer2BackingInfo,
-    )
-    return VirtualDisk(
-        key=device.key,
-        label=_label(device),
-        datastore=names[moref],
-        path=path,
-        size_bytes=device.capacityInBytes or device.capacityInKB * 1024,
-        mode=str(getattr(backing, "diskMode", None) or "persistent"),
-        rdm=isinstance(backing, rdm_backings),
-    )
-
-
-def _label(device: Any) -> str:
-    return str(device.deviceInfo.label) if device.deviceInfo else f"disk {device.key}"
-
-
-def _split(path: str) -> tuple[str, str]:
+def split_path(path: str) -> tuple[str, str]:
     """`[datastore] dir/file` as its two parts."""
     store, bracket, inside = path.partition("] ")
     return (store.removeprefix("["), inside) if bracket else ("", path)
 
 
-def _named_path(path: str, names: Mapping[str, str], by_name: Mapping[str, str]) -> str:
-    """The path with the datastore's name as the inventory gives it."""
-    store, inside = _split(path)
-    return f"[{names.get(by_name.get(store, ''), store)}] {inside}"
+def is_linked_clone(vm: VmFacts) -> bool:
+    """Whether a disk of it has files below it that no VMware snapshot of this VM explains.
+
+    Deltas left behind by a consolidation that failed look the same; vCenter
+    tells them by `runtime.consolidationNeeded`.
+    """
+    return not vm.consolidation_needed and any(
+        disk.files_below > (0 if disk.mode.startswith("independent") else vm.snapshots.depth)
+        for disk in vm.disks
+    )
+
+
+def _datastore(
+    row: DatastoreFacts, names: Mapping[str, str], local_luns: frozenset[str]
+) -> Datastore:
+    volume = row.volume
+    if volume is None:
+        return Datastore(
+            moref=row.moref,
+            name=names[row.moref],
+            kind=row.type or "unknown",
+            extents=(),
+            shared=row.several_hosts,
+            vmfs_uuid=None,
+        )
+    # A volume on an array's LUN counts as shared even while one host alone has mounted it.
+    return Datastore(
+        moref=row.moref,
+        name=names[row.moref],
+        kind="VMFS",
+        extents=volume.extents,
+        shared=not volume.local and local_luns.isdisjoint(volume.extents),
+        vmfs_uuid=volume.uuid,
+    )
+
+
+def _vm(
+    vm: VmFacts, names: Mapping[str, str], stores: Mapping[str, DatastoreFacts]
+) -> VirtualMachine | LeftOutVm:
+    name = vm.name or vm.moref
+    if not vm.instance_uuid or not vm.vmx or not vm.host:
+        state = vm.connection or "unknown"
+        return LeftOutVm(name, f"vCenter does not have its configuration at the moment ({state})")
+    reason = skip_reason(name, vm.manager or None, len(vm.disks))
+    if reason is not None:
+        return LeftOutVm(name, reason)
+    if not vm.in_contact:
+        return LeftOutVm(name, f"vCenter has no contact with it at the moment ({vm.connection})")
+    by_name = {stores[moref].name: moref for moref in vm.datastores if moref in stores}
+    disks = []
+    for facts in vm.disks:
+        disk = _disk(facts, names, by_name)
+        if disk is None:
+            return LeftOutVm(name, f"{facts.label} lies on a datastore this user may not see")
+        disks.append(disk)
+    if vm.host not in names:
+        return LeftOutVm(name, "it runs on a host this user may not see")
+    store, inside = split_path(vm.vmx)
+    return VirtualMachine(
+        moref=vm.moref,
+        instance_uuid=vm.instance_uuid,
+        name=name,
+        host=names[vm.host],
+        powered_on=vm.power == "poweredOn",
+        template=vm.template,
+        guest_os=vm.guest_os,
+        disks=tuple(disks),
+        has_snapshot=bool(vm.snapshots.names) or any(disk.files_below for disk in vm.disks),
+        vmx_path=f"[{names.get(by_name.get(store, ''), store)}] {inside}",
+        suspended=vm.power == "suspended",
+        linked_clone=is_linked_clone(vm),
+        consolidation_needed=vm.consolidation_needed,
+        bios_uuid=vm.bios_uuid,
+    )
+
+
+def _disk(
+    disk: DiskFacts, names: Mapping[str, str], by_name: Mapping[str, str]
+) -> VirtualDisk | None:
+    store, path = split_path(disk.file)
+    moref = disk.datastore or by_name.get(store, "")
+    if moref not in names:
+        return None
+    return VirtualDisk(
+        key=disk.key,
+        label=disk.label,
+        datastore=names[moref],
+        path=path,
+        size_bytes=disk.size_bytes,
+        mode=disk.mode,
+        rdm=disk.rdm_mode is not None,
+        rdm_mode=disk.rdm_mode or None,
+    )

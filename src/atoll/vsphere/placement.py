@@ -1,19 +1,21 @@
 """Where VMs are at this moment: a re-read quick enough for either side of a snapshot."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyVmomi import vim, vmodl
+from pyVmomi import vmodl
 
 from atoll.model.inventory import Placement
 from atoll.vsphere.collector import Row, read_all, read_objects
-from atoll.vsphere.inventory import Reading, names_of
+from atoll.vsphere.facts import DATASTORE, HOST, VM, VmFacts
+from atoll.vsphere.inventory import Reading, names_of, split_path
 
 _PATHS = (
     "config.instanceUuid",
     "config.hardware.device",
     "datastore",
+    "runtime.connectionState",
     "runtime.host",
     "runtime.powerState",
     "snapshot",
@@ -40,54 +42,58 @@ class PlacementReader:
     def read(self, content: Any, instance_uuids: Iterable[str]) -> Mapping[str, Placement]:
         """Placements by instance UUID; a VM that vCenter does not know is left out."""
         wanted = set(instance_uuids)
-        rows = self._known_rows(content, wanted)
-        if len(rows) < len(wanted):
-            found = read_all(content, {vim.VirtualMachine: _PATHS}, self.page_objects)
-            rows = {
-                uuid: row for row in found if (uuid := row.get("config.instanceUuid")) in wanted
-            }
-            self._morefs.update({uuid: row.moref for uuid, row in rows.items()})
-        if any(moref not in self._names for row in rows.values() for moref in _places(row)):
-            stores = read_all(content, {vim.Datastore: ("name",)}, self.page_objects)
-            hosts = read_all(content, {vim.HostSystem: ("name",)}, self.page_objects)
-            self._names = names_of(hosts) | names_of(stores)
-        return {uuid: self._placement(row) for uuid, row in rows.items()}
+        found = self._known(content, wanted)
+        if len(found) < len(wanted):
+            found = _by_uuid(read_all(content, {VM.managed: _PATHS}, self.page_objects), wanted)
+            self._morefs.update({uuid: vm.moref for uuid, vm in found.items()})
+        if any(moref not in self._names for vm in found.values() for moref in _places(vm)):
+            self._names = {}
+            for kind in (HOST, DATASTORE):
+                rows = read_all(content, {kind.managed: ("name",)}, self.page_objects)
+                self._names |= names_of({row.moref: str(row.get("name", "")) for row in rows})
+        return placements(found.values(), self._names)
 
-    def _known_rows(self, content: Any, wanted: set[str]) -> dict[str, Row]:
+    def _known(self, content: Any, wanted: set[str]) -> dict[str, VmFacts]:
         morefs = [self._morefs[uuid] for uuid in wanted if uuid in self._morefs]
         try:
-            rows = read_objects(content, vim.VirtualMachine, morefs, _PATHS, self.page_objects)
+            rows = read_objects(content, VM.managed, morefs, _PATHS, self.page_objects)
         except vmodl.fault.ManagedObjectNotFound:
             return {}
-        return {uuid: row for row in rows if (uuid := row.get("config.instanceUuid")) in wanted}
+        return _by_uuid(rows, wanted)
 
-    def _placement(self, row: Row) -> Placement:
-        host, *datastores = _places(row)
-        return Placement(
-            host=self._names.get(host, host),
-            datastores=tuple(sorted(self._names.get(moref, moref) for moref in datastores)),
-            disks=tuple(sorted(self._disk_files(row))),
-            powered_on=row.get("runtime.powerState") == "poweredOn",
-            has_snapshot=row.get("snapshot") is not None,
+
+def placements(vms: Iterable[VmFacts], names: Mapping[str, str]) -> dict[str, Placement]:
+    """Placements by instance UUID; `names` are those of hosts and datastores by moref.
+
+    A VM that vCenter has no contact with is left out: what vCenter says of it
+    is from before its host stopped answering.
+    """
+    return {
+        vm.instance_uuid: Placement(
+            host=names.get(vm.host, vm.host),
+            datastores=tuple(sorted(names.get(moref, moref) for moref in vm.datastores)),
+            disks=tuple(sorted(_disk_files(vm, names))),
+            powered_on=vm.power == "poweredOn",
+            has_snapshot=bool(vm.snapshots.names),
         )
-
-    def _disk_files(self, row: Row) -> Iterator[tuple[int, str, str]]:
-        """Device key, datastore and path in it of each disk."""
-        for device in row.get("config.hardware.device", ()):
-            if isinstance(device, vim.vm.device.VirtualDisk):
-                name = str(getattr(device.backing, "fileName", "") or "")
-                store, bracket, path = name.partition("] ")
-                reference = getattr(device.backing, "datastore", None)
-                shown = store.removeprefix("[") if bracket else ""
-                if reference is not None:
-                    shown = self._names.get(reference._moId, shown)
-                yield device.key, shown, path if bracket else name
+        for vm in vms
+        if vm.in_contact
+    }
 
 
-def _places(row: Row) -> list[str]:
-    """Morefs: the host, then the datastores."""
-    host = row.get("runtime.host")
-    return [
-        host._moId if host is not None else "",
-        *(ref._moId for ref in row.get("datastore", ())),
-    ]
+def _by_uuid(rows: Iterable[Row], wanted: set[str]) -> dict[str, VmFacts]:
+    found = (VM.read(row.moref, row.values) for row in rows)
+    return {vm.instance_uuid: vm for vm in found if vm.instance_uuid in wanted}
+
+
+def _disk_files(vm: VmFacts, names: Mapping[str, str]) -> list[tuple[int, str, str]]:
+    """Device key, datastore and path in it of each disk."""
+    files = []
+    for disk in vm.disks:
+        store, path = split_path(disk.file)
+        files.append((disk.key, names.get(disk.datastore or "", store), path))
+    return files
+
+
+def _places(vm: VmFacts) -> tuple[str, ...]:
+    return (vm.host, *vm.datastores)

@@ -64,6 +64,15 @@ class Session:
             except vim.fault.NotAuthenticated:
                 return work(self._renewed(link).content)
 
+    def another(self) -> "Session":
+        """A login of its own with the same settings: what is made in it ends with it."""
+        return Session(self._settings)
+
+    @property
+    def answer_seconds(self) -> float:
+        """How long one call may take."""
+        return self._settings.answer_seconds
+
     @property
     def page_objects(self) -> int:
         """How many objects to ask for at once."""

@@ -7,20 +7,23 @@ from dataclasses import replace
 import pytest
 
 from atoll.director import barrier
-from atoll.director.capture import capture
-from atoll.director.policy import HoldPolicy
+from atoll.director.capture import Means, capture
+from atoll.director.policy import HoldPolicy, Way
 from atoll.guests.interface import Frozen, Thawed
 from atoll.model.consistency import ApplicationState, Consistency
 from atoll.model.errors import (
     AgentUnavailableError,
+    AtollError,
     HoldFailedError,
     StorageUnreachableError,
+    VCenterOperationError,
     VCenterUnreachableError,
 )
 from atoll.model.inventory import Placement, VirtualDisk, VirtualMachine
 from atoll.model.plan import Plan, PlannedDisk, PlannedVm
 from atoll.model.progress import Silent
 from atoll.model.storage import GroupSnapshot
+from atoll.model.vmware import LeftoverSnapshot, VmwareSnapshot
 
 HELD = ApplicationState("postgresql", "15/main", True, "0/1", "7", 0.1)
 REFUSED = ApplicationState("postgresql", "15/main", False, "", None, 0.1, "a lock was not had")
@@ -63,6 +66,9 @@ class Guest:
     def status(self) -> object:
         raise AssertionError("not asked for")
 
+    def vmware_account(self) -> str | None:
+        return None
+
 
 class Storage:
     """The two calls a capture makes."""
@@ -82,6 +88,42 @@ class Storage:
 
     def delete_snapshot(self, group: str, name: str) -> None:
         self.names.discard(name)
+
+
+class Vmware:
+    """VMware snapshots by name; `quiesces` and `error` say what becomes of the next."""
+
+    def __init__(self, log: list[str], quiesces: bool = True) -> None:
+        self.log, self.quiesces = log, quiesces
+        self.error: AtollError | None = None
+        self.stuck = False
+        self.there: dict[str, str] = {}
+
+    def quiesced_snapshot(
+        self, instance_uuid: str, name: str, text: str, deadline_seconds: float
+    ) -> VmwareSnapshot:
+        self.log.append(f"vmware {instance_uuid}")
+        if self.error:
+            raise self.error
+        self.there[instance_uuid] = name
+        return VmwareSnapshot(
+            instance_uuid, instance_uuid, name, "snapshot-1", self.quiesces, 99.0, 98.0, 99.5
+        )
+
+    def present(self, instance_uuid: str, name: str) -> tuple[str, ...]:
+        return ("snapshot-1",) if self.there.get(instance_uuid) == name else ()
+
+    def remove(self, instance_uuid: str, name: str, deadline_seconds: float) -> None:
+        self.log.append(f"remove {instance_uuid}")
+        if self.stuck:
+            raise VCenterOperationError(f"The snapshot of {instance_uuid} will not go.")
+        self.there.pop(instance_uuid, None)
+
+    def leftovers(self) -> tuple[LeftoverSnapshot, ...]:
+        return ()
+
+    def account(self, instance_uuid: str) -> str | None:
+        return None
 
 
 def planned(name: str, powered_on: bool = True, groups: Sequence[str] = ("prod",)) -> PlannedVm:
@@ -104,17 +146,18 @@ def still(uuids: Sequence[str]) -> Mapping[str, Placement]:
     return {uuid: place(uuid) for uuid in uuids}
 
 
-def run(guests: Sequence[Guest], storage: Storage, placement=still, *names: str, **policy):
+def run(
+    guests: Sequence[Guest],
+    storage: Storage,
+    placement=still,
+    *names: str,
+    vmware: Vmware | None = None,
+    **policy,
+):
     plan = Plan("r1", tuple(planned(n) for n in (names or [g.name for g in guests])), ())
-    return capture(
-        plan,
-        {g.name: g for g in guests},
-        storage,
-        "atoll-r1",
-        placement,
-        HoldPolicy(**policy),
-        Silent(),
-    )
+    agents = {g.name: g for g in guests}
+    means = Means(agents, storage, placement, vmware or Vmware([]))
+    return capture(plan, "atoll-r1", means, HoldPolicy(**policy), Silent())
 
 
 def test_all_are_frozen_before_the_snapshot_and_thawed_after() -> None:
@@ -265,15 +308,8 @@ def test_a_vmware_snapshot_taken_during_the_hold_downgrades_the_point() -> None:
 
 def test_a_vm_that_is_off_is_never_called_consistent() -> None:
     plan = Plan("r1", (planned("a", powered_on=False),), ())
-    made = capture(
-        plan,
-        {},
-        Storage([]),
-        "atoll-r1",
-        lambda uuids: {"a": place("a", powered_on=False)},
-        HoldPolicy(),
-        Silent(),
-    )
+    means = Means({}, Storage([]), lambda uuids: {"a": place("a", powered_on=False)}, Vmware([]))
+    made = capture(plan, "atoll-r1", means, HoldPolicy(), Silent())
     assert made.proofs["a"].consistency is Consistency.CRASH
     assert "powered off" in made.proofs["a"].reasons[0]
 
@@ -282,15 +318,9 @@ def capture_over(guests: Sequence[Guest], storage: Storage, *groups: str, agents
     """One VM over several LUN groups, and the other guests on the first of them."""
     first, *others = guests
     vms = (planned(first.name, groups=groups), *(planned(g.name) for g in others))
-    return capture(
-        Plan("r1", vms, ()),
-        {g.name: g for g in guests} if agents is None else agents,
-        storage,
-        "atoll-r1",
-        still,
-        HoldPolicy(**policy),
-        Silent(),
-    )
+    agents = {g.name: g for g in guests} if agents is None else agents
+    means = Means(agents, storage, still, Vmware([]))
+    return capture(Plan("r1", vms, ()), "atoll-r1", means, HoldPolicy(**policy), Silent())
 
 
 def test_a_vm_over_several_groups_has_them_all_within_one_hold() -> None:
@@ -384,3 +414,84 @@ def test_the_first_refusal_in_an_order_spares_those_after_it() -> None:
     with pytest.raises(HoldFailedError, match="app will not hold"):
         run(guests, Storage(log), orders=(("app", "db"),))
     assert "freeze db" not in log
+
+
+BOTH = (Way.DIRECT, Way.VMWARE)
+
+
+def test_a_guest_that_does_not_answer_is_held_by_a_vmware_snapshot() -> None:
+    log: list[str] = []
+    guests = [Guest(log, "a"), Guest(log, "b")]
+    guests[1].prepare_error = AgentUnavailableError("b does not answer")
+    vmware = Vmware(log)
+    made = run(guests, Storage(log), vmware=vmware, ways=BOTH)
+    order = [step for step in log if not step.startswith("prepare")]
+    assert order == ["vmware b", "freeze a", "snapshot prod", "thaw a", "remove b"]
+    assert (made.proofs["a"].way, made.proofs["a"].consistency) == ("direct", Consistency.APP)
+    proof = made.proofs["b"]
+    assert (proof.way, proof.consistency) == ("vmware", Consistency.FILESYSTEM)
+    assert proof.fell_back == ("b does not answer",)
+    assert proof.vmware is not None and proof.vmware.quiesced
+    assert vmware.there == {}
+
+
+def test_a_guest_that_cannot_be_frozen_is_held_the_next_way_in_another_hold() -> None:
+    log: list[str] = []
+    guests = [Guest(log, "a"), Guest(log, "b")]
+    guests[1].freeze_error = HoldFailedError("b will not hold")
+    made = run(guests, Storage(log), vmware=Vmware(log), ways=BOTH)
+    assert log.count("snapshot prod") == 1
+    assert guests[0].prepared == ["r1", "r1-1"]
+    assert log.index("thaw a") < log.index("vmware b") < log.index("snapshot prod")
+    assert made.proofs["b"].way == "vmware"
+    assert made.proofs["b"].fell_back == ("b will not hold",)
+
+
+def test_what_no_way_can_hold_fails_the_run_with_the_last_reason() -> None:
+    log: list[str] = []
+    guests = [Guest(log, "a"), Guest(log, "b")]
+    guests[1].prepare_error = AgentUnavailableError("b does not answer")
+    vmware = Vmware(log)
+    vmware.error = VCenterOperationError("b has no room for a snapshot")
+    with pytest.raises(VCenterOperationError, match="no room"):
+        run(guests, Storage(log), vmware=vmware, ways=BOTH)
+    assert "freeze a" not in log
+    assert {"thaw a", "remove b"} <= set(log)
+    made = run(guests, Storage(log), vmware=vmware, ways=BOTH, accept_less=True)
+    proof = made.proofs["b"]
+    assert (proof.way, proof.consistency) == ("", Consistency.CRASH)
+    assert proof.reasons == ("b has no room for a snapshot",)
+    assert proof.fell_back == ("b does not answer",)
+
+
+def test_a_vmware_snapshot_that_is_not_quiesced_is_no_hold() -> None:
+    vmware = Vmware([], quiesces=False)
+    guest = Guest([], "a")
+    with pytest.raises(HoldFailedError, match="did not quiesce"):
+        run([guest], Storage([]), vmware=vmware, ways=(Way.VMWARE,))
+    assert vmware.there == {}
+    made = run([guest], Storage([]), vmware=vmware, ways=(Way.VMWARE,), accept_less=True)
+    assert made.proofs["a"].consistency is Consistency.CRASH
+    assert "did not quiesce" in made.proofs["a"].reasons[0]
+
+
+def test_a_vmware_snapshot_that_will_not_go_is_told_and_spoils_nothing() -> None:
+    vmware = Vmware([])
+    vmware.stuck = True
+    there = place("a", has_snapshot=True, disks=((2000, "ds1", "a/a-000001.vmdk"),))
+    places = iter([place("a"), there])
+    guest = Guest([], "a")
+    made = run(
+        [guest], Storage([]), lambda uuids: {"a": next(places)}, vmware=vmware, ways=(Way.VMWARE,)
+    )
+    assert made.proofs["a"].consistency is Consistency.FILESYSTEM
+    assert "will not go" in made.leftovers[0]
+
+
+def test_the_order_of_ways_is_the_policys() -> None:
+    log: list[str] = []
+    guest, vmware = Guest(log, "a"), Vmware(log)
+    vmware.error = VCenterOperationError("not now")
+    made = run([guest], Storage(log), vmware=vmware, ways=(Way.VMWARE, Way.DIRECT))
+    assert (made.proofs["a"].way, made.proofs["a"].consistency) == ("direct", Consistency.APP)
+    assert made.proofs["a"].fell_back == ("not now",)

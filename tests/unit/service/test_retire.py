@@ -97,7 +97,7 @@ def test_a_dead_runs_snapshot_clone_and_hold_are_cleared(tmp_path: Path) -> None
     journal, guest = Journal(tmp_path), Guest()
     journal.begin(RunRecord("r2", ("a", "gone"), ("r2", "r2-1")))
     storage = Storage({"prod": {"atoll-1-r1", "atoll-1-r2"}}, {"atoll-1-r2-clone", "mine"})
-    done = clean_up(storage, journal, {"a": guest}, "atoll-1-", [point("a", "r1", 1)])
+    done = clean_up(storage, journal, {"a": guest}, "atoll-1-", [point("a", "r1", 1)], None)
     assert storage.names["prod"] == {"atoll-1-r1"}
     assert storage.clones == {"mine"}
     assert guest.thawed == ["r2", "r2-1"]
@@ -109,7 +109,7 @@ def test_a_run_that_died_after_its_commit_keeps_its_snapshot(tmp_path: Path) -> 
     journal = Journal(tmp_path)
     journal.begin(RunRecord("r2", ("a",), ("r2", "r2-1")))
     storage = Storage({"prod": {"atoll-1-r2"}})
-    clean_up(storage, journal, {}, "atoll-1-", [point("a", "r2", 2)])
+    clean_up(storage, journal, {}, "atoll-1-", [point("a", "r2", 2)], None)
     assert storage.names["prod"] == {"atoll-1-r2"}
 
 
@@ -117,7 +117,7 @@ def test_a_guest_that_does_not_answer_does_not_stop_the_cleaning(tmp_path: Path)
     journal = Journal(tmp_path)
     journal.begin(RunRecord("r2", ("a",), ("r2", "r2-1")))
     storage = Storage({"prod": {"atoll-1-r2"}})
-    done = clean_up(storage, journal, {"a": Guest(answers=False)}, "atoll-1-", [])
+    done = clean_up(storage, journal, {"a": Guest(answers=False)}, "atoll-1-", [], None)
     assert storage.names["prod"] == set()
     assert any("did not answer" in line for line in done)
     assert journal.unfinished() == []

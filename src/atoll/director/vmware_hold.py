@@ -1,0 +1,339 @@
+"""The other way to hold VMs: quiesced VMware snapshots, alive while the storage takes its own.
+
+From the moment that vCenter has made such a snapshot, the VM's base disks
+stand still and the guest writes to delta disks. The storage snapshot is taken
+then, and the VMware snapshot removed at once: readers take the base disks.
+No network to the guest is needed.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+from atoll.director.vmware_verdict import (
+    NEVER_LOOKED,
+    AccountLook,
+    Evidence,
+    Standing,
+    VmwareVerdict,
+    judge,
+    matched,
+)
+from atoll.guests.account import read_account
+from atoll.model.errors import AtollError, HoldFailedError, UnprotectableVmError
+from atoll.model.inventory import VirtualMachine
+from atoll.model.vmware import LeftoverSnapshot, VmwareSnapshot
+
+TEXT = "Taken by Atoll for the seconds of a storage snapshot."
+
+_NAME_CHARACTERS = 73
+_ACCOUNT_SECONDS = 10.0
+_ACCOUNT_POLL_SECONDS = 0.5
+_LAST_RELEASE_SECONDS = 120.0
+# vCenter's own work for each host is a queue; more at once only fills it.
+_WORKERS = 8
+
+
+class SnapshotKeeper(Protocol):
+    """What vCenter does with VMware snapshots. Thread-safe; every call raises AtollError.
+
+    A snapshot is named by a VM's instance UUID and a name that begins with
+    `atoll-`; only this site's own are ever seen or touched.
+    """
+
+    def quiesced_snapshot(
+        self, instance_uuid: str, name: str, text: str, deadline_seconds: float
+    ) -> VmwareSnapshot:
+        """Take one. UnprotectableVmError: nothing was begun. After any other error it may be
+        there or still come, which `remove` takes care of."""
+        ...
+
+    def present(self, instance_uuid: str, name: str) -> tuple[str, ...]:
+        """Morefs of those of that name that exist now."""
+        ...
+
+    def remove(self, instance_uuid: str, name: str, deadline_seconds: float) -> None:
+        """Remove and verify that no delta is left, waiting for one that is still being made.
+
+        Idempotent: absent is success. An error says what is left.
+        """
+        ...
+
+    def leftovers(self) -> tuple[LeftoverSnapshot, ...]:
+        """All of this site's that exist now."""
+        ...
+
+    def account(self, instance_uuid: str) -> str | None:
+        """What the guest's agent left in guestinfo, not to be trusted; None when nothing."""
+        ...
+
+
+class AccountSource(Protocol):
+    """An agent that can be reached over the network and tells the same as through guestinfo."""
+
+    def vmware_account(self) -> str | None:
+        """Its account of the last hold that VMware Tools asked for, None when there was none.
+
+        Raises AgentUnavailableError when it does not answer in time.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class VmwareHeld:
+    """A VM after `hold`: its snapshot, or why it has none."""
+
+    instance_uuid: str
+    vm: str
+    snapshot: VmwareSnapshot | None
+    failure: AtollError | None
+
+
+@dataclass
+class _Try:
+    """One VM's way through the hold. `begun`: a snapshot may exist or come."""
+
+    vm: VirtualMachine
+    looks: Sequence[AccountLook]
+    asked_at: float = 0.0
+    begun: bool = False
+    called_off: bool = False
+    snapshot: VmwareSnapshot | None = None
+    failure: AtollError | None = None
+    standing: Standing = Standing.UNKNOWN
+    leftover: str = ""
+
+
+class VmwareHold:
+    """The VMware snapshots of one run's hold: `prepare`, then `hold` once, then `release` once.
+
+    As a context manager it releases at the end whatever happened in between.
+    """
+
+    def __init__(
+        self,
+        vcenter: SnapshotKeeper,
+        run: str,
+        channels: Mapping[str, AccountSource],
+        account_seconds: float = _ACCOUNT_SECONDS,
+    ) -> None:
+        """`run` names the hold; `channels` are the agents that can be reached, by instance UUID.
+
+        `account_seconds` is how long `release` waits for a guest's account.
+        """
+        self._vcenter = vcenter
+        self._run = run
+        self._name = snapshot_name(run)
+        self._channels = channels
+        self._account_seconds = account_seconds
+        self._looks: dict[str, Sequence[AccountLook]] = {}
+        self._tries: dict[str, _Try] = {}
+        self._jobs: dict[str, Future[VmwareSnapshot]] = {}
+
+    def prepare(self, vms: Sequence[VirtualMachine]) -> None:
+        """Read what the guests' agents say now, while everything serves. Does not raise.
+
+        What an agent says later is measured by it. An agent that does not
+        answer takes its time here and not while others are held.
+        """
+        with _pool(len(vms), "vmware-prepare") as pool:
+            uuids = [vm.instance_uuid for vm in vms]
+            self._looks = dict(zip(uuids, pool.map(self._look, uuids), strict=True))
+
+    def hold(
+        self, vms: Sequence[VirtualMachine], deadline_seconds: float
+    ) -> Mapping[str, VmwareHeld]:
+        """Take a quiesced snapshot of each VM, by instance UUID; returns within the deadline.
+
+        A VM that is not done by then has failed, and no other waits for it.
+        Whether a snapshot is quiesced stands in it: nothing here decides
+        whether that is good enough. `prepare` comes first.
+        """
+        limit = time.monotonic() + deadline_seconds
+        pool = _pool(len(vms), "vmware-hold")
+        try:
+            for vm in vms:
+                uuid = vm.instance_uuid
+                self._tries[uuid] = attempt = _Try(vm, self._looks.get(uuid, ()))
+                self._jobs[uuid] = pool.submit(self._take, attempt, limit)
+            for uuid, attempt in self._tries.items():
+                self._await(attempt, self._jobs[uuid], limit, deadline_seconds)
+        finally:
+            # Its threads go on for those that are late; `release` sees to them.
+            pool.shutdown(wait=False)
+        return {
+            uuid: VmwareHeld(uuid, attempt.vm.name, attempt.snapshot, attempt.failure)
+            for uuid, attempt in self._tries.items()
+        }
+
+    def release(self, deadline_seconds: float) -> Mapping[str, VmwareVerdict]:
+        """Remove every snapshot that was begun, and say what each VM's hold was worth.
+
+        To be called when the storage snapshot is there, or will never be. A
+        snapshot that cannot be removed is named in its verdict's `leftover` and
+        cleared by `clear_leftovers` at the next start.
+        """
+        limit = time.monotonic() + deadline_seconds
+        tries, self._tries = self._tries, {}
+        jobs, self._jobs = self._jobs, {}
+        for uuid, attempt in tries.items():
+            attempt.called_off = True
+            if uuid in jobs:
+                jobs[uuid].cancel()
+        with _pool(len(tries), "vmware-release") as pool:
+            done = [
+                pool.submit(self._let_go, attempt, jobs.get(uuid), limit)
+                for uuid, attempt in tries.items()
+            ]
+        for each in done:
+            each.result()
+        # Only now that no VM waits for it any more.
+        with _pool(len(tries), "vmware-account") as pool:
+            verdicts = pool.map(self._judge, tries.values())
+        return dict(zip(tries, verdicts, strict=True))
+
+    def __enter__(self) -> "VmwareHold":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Release what was not released; its verdicts are lost."""
+        self.release(_LAST_RELEASE_SECONDS)
+
+    def _take(self, attempt: _Try, limit: float) -> VmwareSnapshot:
+        left = limit - time.monotonic()
+        if left <= 0 or attempt.called_off:
+            raise HoldFailedError(
+                f"There was no time left to take a VMware snapshot of VM {attempt.vm.name}; "
+                "allow more, or hold fewer VMs at once."
+            )
+        attempt.asked_at = time.time()
+        attempt.begun = True
+        try:
+            return self._vcenter.quiesced_snapshot(attempt.vm.instance_uuid, self._name, TEXT, left)
+        except UnprotectableVmError:
+            attempt.begun = False
+            raise
+
+    def _await(
+        self, attempt: _Try, job: "Future[VmwareSnapshot]", limit: float, seconds: float
+    ) -> None:
+        """Note the snapshot or the failure. One that comes after the limit is of no use any more."""
+        try:
+            attempt.snapshot = job.result(max(0.0, limit - time.monotonic()))
+        except AtollError as error:
+            attempt.failure = error
+        except FutureTimeoutError:
+            attempt.failure = HoldFailedError(
+                f"vCenter did not answer within {seconds:g} s when asked for a VMware snapshot "
+                f"of VM {attempt.vm.name}; see whether vCenter and its host are well."
+            )
+
+    def _let_go(self, attempt: _Try, job: "Future[VmwareSnapshot] | None", limit: float) -> None:
+        if not attempt.begun:
+            return
+        uuid = attempt.vm.instance_uuid
+        if attempt.snapshot is not None:
+            attempt.standing = self._standing(attempt.snapshot)
+        if job is not None:
+            # What it still asks vCenter for must be asked for before it is removed.
+            wait([job], max(0.0, limit - time.monotonic()))
+        try:
+            self._vcenter.remove(uuid, self._name, max(1.0, limit - time.monotonic()))
+        except AtollError as error:
+            attempt.leftover = str(error)
+
+    def _judge(self, attempt: _Try) -> VmwareVerdict:
+        worth_asking = attempt.snapshot is not None and attempt.snapshot.quiesced
+        return judge(
+            Evidence(
+                vm=attempt.vm,
+                run=self._run,
+                snapshot=attempt.snapshot,
+                failure=attempt.failure,
+                standing=attempt.standing,
+                looks=self._look_again(attempt) if worth_asking else (),
+                asked_at=attempt.asked_at,
+                read_at=time.time(),
+                leftover=attempt.leftover,
+            )
+        )
+
+    def _standing(self, snapshot: VmwareSnapshot) -> Standing:
+        try:
+            present = self._vcenter.present(snapshot.instance_uuid, snapshot.name)
+        except AtollError:
+            return Standing.UNKNOWN
+        return Standing.YES if snapshot.moref in present else Standing.NO
+
+    def _look(self, uuid: str) -> Sequence[AccountLook]:
+        """What each source says now; one that says nothing readable says why."""
+        readers: list[Callable[[], str | None]] = [lambda: self._vcenter.account(uuid)]
+        if uuid in self._channels:
+            readers.insert(0, self._channels[uuid].vmware_account)
+        return [_read(reader) for reader in readers]
+
+    def _look_again(self, attempt: _Try) -> Sequence[AccountLook]:
+        """What each source says of this very hold, or why that is not known.
+
+        VMware Tools thaws and runs its scripts beside vCenter's task, so an
+        agent that holds may end its account a little later than the snapshot.
+        """
+        limit = time.monotonic() + self._account_seconds
+        while True:
+            now = self._look(attempt.vm.instance_uuid)
+            before = attempt.looks or [NEVER_LOOKED] * len(now)
+            looks = [matched(old, new) for old, new in zip(before, now, strict=True)]
+            settled = any(look.good for look in looks) or not any(look.pending for look in looks)
+            if settled or time.monotonic() > limit:
+                return looks
+            time.sleep(_ACCOUNT_POLL_SECONDS)
+
+
+def snapshot_name(run: str) -> str:
+    """What a run's VMware snapshots are called; vSphere takes at most 80 characters."""
+    return f"atoll-{run[:_NAME_CHARACTERS]}"
+
+
+def clear_leftovers(
+    vcenter: SnapshotKeeper, deadline_seconds: float
+) -> Mapping[LeftoverSnapshot, AtollError | None]:
+    """Remove what a killed run left, before anything is planned; None for each that is gone.
+
+    Only while no other run of this site is alive, whose snapshots these may be.
+    """
+    leftovers = vcenter.leftovers()
+    with _pool(len(leftovers), "vmware-clear") as pool:
+        jobs = {
+            leftover: pool.submit(
+                vcenter.remove, leftover.instance_uuid, leftover.name, deadline_seconds
+            )
+            for leftover in leftovers
+        }
+    cleared: dict[LeftoverSnapshot, AtollError | None] = {}
+    for leftover, job in jobs.items():
+        error = job.exception()
+        if error is not None and not isinstance(error, AtollError):
+            raise error
+        cleared[leftover] = error
+    return cleared
+
+
+def _read(reader: Callable[[], str | None]) -> AccountLook:
+    try:
+        text = reader()
+        return AccountLook(None if text is None else read_account(text), "")
+    except AtollError as error:
+        return AccountLook(None, str(error))
+
+
+def _pool(tasks: int, name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, min(_WORKERS, tasks)), thread_name_prefix=name)
