@@ -141,7 +141,7 @@ def _hold_figures(runs: Sequence[Any]) -> list[Figure]:
         ]
         return [hold["thawed_at"] - hold["began_at"] for hold in found]
 
-    snapshots = [run["snapshot"] for run in runs]
+    snapshots = [taken for run in runs for taken in run["snapshots"]]
     return [
         figure("hold_seconds_db1", holds("db1"), "s"),
         figure("hold_seconds_app1", holds("app1"), "s"),
