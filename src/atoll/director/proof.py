@@ -60,6 +60,10 @@ def prove_consistency(
     """
     planned = guest.planned
     consistency, reasons = _judge(guest)
+    forgetful = [disk.disk.label for disk in planned.disks if disk.disk.forgets]
+    if planned.vm.powered_on and forgetful:
+        consistency = Consistency.CRASH
+        reasons = (*reasons, _forgotten(forgetful))
     if before != after:
         consistency = Consistency.CRASH
         reasons = (*reasons, _change(before, after))
@@ -151,6 +155,13 @@ def _change(before: Placement | None, after: Placement | None) -> str:
     if before.powered_on != after.powered_on:
         return "was switched on or off while the snapshot was taken"
     return "got a VMware snapshot or other disks while the snapshot was taken"
+
+
+def _forgotten(labels: Sequence[str]) -> str:
+    return (
+        f"{', '.join(labels)} {'is' if len(labels) == 1 else 'are'} non-persistent: the point has "
+        "what was there when the VM was switched on"
+    )
 
 
 def _torn(snapshots: Sequence[GroupSnapshot]) -> str:

@@ -126,8 +126,13 @@ class Vmware:
         return None
 
 
-def planned(name: str, powered_on: bool = True, groups: Sequence[str] = ("prod",)) -> PlannedVm:
-    disk = VirtualDisk(2000, "Hard disk 1", "ds1", f"{name}/{name}.vmdk", 1, "persistent")
+def planned(
+    name: str,
+    powered_on: bool = True,
+    groups: Sequence[str] = ("prod",),
+    mode: str = "persistent",
+) -> PlannedVm:
+    disk = VirtualDisk(2000, "Hard disk 1", "ds1", f"{name}/{name}.vmdk", 1, mode)
     vm = VirtualMachine(
         f"vm-{name}", name, name, "esx1", powered_on, False, "debian", (disk,), False, ""
     )
@@ -495,3 +500,15 @@ def test_the_order_of_ways_is_the_policys() -> None:
     made = run([guest], Storage(log), vmware=vmware, ways=(Way.VMWARE, Way.DIRECT))
     assert (made.proofs["a"].way, made.proofs["a"].consistency) == ("direct", Consistency.APP)
     assert made.proofs["a"].fell_back == ("not now",)
+
+
+@pytest.mark.parametrize(
+    ("powered_on", "says"), [(True, "Hard disk 1 is non-persistent"), (False, "powered off")]
+)
+def test_a_disk_that_forgets_is_not_called_consistent_while_its_vm_runs(powered_on, says) -> None:
+    vm = planned("a", powered_on=powered_on, mode="independent_nonpersistent")
+    where = {"a": place("a", powered_on=powered_on)}
+    means = Means({"a": Guest([], "a")}, Storage([]), lambda uuids: where, Vmware([]))
+    proof = capture(Plan("r1", (vm,), ()), "atoll-r1", means, HoldPolicy(), Silent()).proofs["a"]
+    assert proof.consistency is Consistency.CRASH
+    assert says in proof.reasons[0]
