@@ -1,5 +1,6 @@
-"""What dead clients of its management socket do to a tgtd."""
+"""What is left of dead clients of a tgtd, and of a tgtd that died."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -71,3 +72,18 @@ def test_callers_that_live_are_left_alone(site: TgtSite) -> None:
         assert dismiss_dead_callers(process) == 0
         site.serve()
         waiting.sendall(b"\0")
+
+
+def test_a_killed_daemon_that_nothing_needs_is_forgotten(tmp_path: Path) -> None:
+    with tgt_site(tmp_path) as site:
+        site.add("a")
+        site.serve()
+        process = site.targets.process(site.group)
+        assert process is not None
+        with process:
+            process.signal(signal.SIGKILL)
+            assert process.ended(20)
+        assert site.targets.served() == [site.group]
+        site.exports.clear()
+        assert site.serve() == []
+        assert site.targets.served() == []

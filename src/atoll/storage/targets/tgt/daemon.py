@@ -156,6 +156,8 @@ class GroupDaemon:
         """End it and every session; whether it ran. It restarts on the same port."""
         process = self.process()
         if process is None:
+            # One that was killed has left its socket, and so has who was killed while ending it.
+            self._socket.path.unlink(missing_ok=True)
             return False
         with process:
             process.signal(signal.SIGCONT)
