@@ -8,6 +8,7 @@ from pathlib import Path
 from atoll.vsphere.client import VCenterSettings
 from atoll_lab.blueprint import HOSTS
 from atoll_lab.vcenter.control import Control, NewDisk
+from atoll_lab.vcenter.guest_hook import GuestHook
 from atoll_lab.vcenter.simulator import Simulator
 from atoll_lab.vcenter.site import PowerHook
 from fake_fabric import FileFabric
@@ -47,7 +48,10 @@ class SimulatedSite:
 
 @contextmanager
 def simulated_site(
-    directory: Path, page_size: int = 100, power_hook: PowerHook | None = None
+    directory: Path,
+    page_size: int = 100,
+    power_hook: PowerHook | None = None,
+    guests: GuestHook | None = None,
 ) -> Iterator[SimulatedSite]:
     """Both LUNs presented to both production hosts and mounted; the island sees nothing."""
     fabric = FileFabric()
@@ -58,7 +62,7 @@ def simulated_site(
         fabric.present(naa, ESX1.iqn, ESX2.iqn)
     where = directory / "vcenter"
     with Simulator(
-        where, fabric, USER, PASSWORD, page_size=page_size, power_hook=power_hook
+        where, fabric, USER, PASSWORD, page_size=page_size, power_hook=power_hook, guests=guests
     ) as simulator:
         control = Control(where)
         for host in HOSTS:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+from atoll_lab.guests.snapshots import QemuGuests
 from atoll_lab.vcenter.iscsi_fabric import IscsiFabric
 from atoll_lab.vcenter.simulator import Simulator
 from atoll_lab.vcenter.site import PowerHook
@@ -19,6 +20,9 @@ def main() -> None:
     parser.add_argument("--user", default="atoll@vsphere.local")
     parser.add_argument("--password-file", type=Path, required=True)
     parser.add_argument("--power-hook", help="program run as PROGRAM VM on|off")
+    parser.add_argument(
+        "--guests", type=Path, help="where guests run that follow VMware snapshots, one a directory"
+    )
     parser.add_argument("--verbose", action="store_true")
     chosen = parser.parse_args()
     logging.basicConfig(
@@ -32,6 +36,7 @@ def main() -> None:
         chosen.password_file.read_text().splitlines()[0],
         port=chosen.port,
         power_hook=run_hook(chosen.power_hook) if chosen.power_hook else None,
+        guests=QemuGuests(chosen.guests) if chosen.guests else None,
     ) as simulator:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: simulator.stop_soon())

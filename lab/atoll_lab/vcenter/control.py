@@ -136,6 +136,33 @@ class Control:
         """Record that a VM's guest runs or not; the power hook is not called."""
         self._ask("set_power", name=name, on=on)
 
+    def change_vm(self, name: str, changes: dict[str, Any]) -> None:
+        """Set fields of a VM's record by path, such as `suspended`, `tools.quiesces`, `deltas.leave`.
+
+        They are those of `atoll_lab.vcenter.state.VmState`.
+        """
+        self._ask("change_vm", name=name, changes=changes)
+
+    def rename_datastore(self, name: str, new_name: str) -> None:
+        """Give a datastore another name."""
+        self._ask("rename_datastore", name=name, new_name=new_name)
+
+    def add_host(self, name: str, iqn: str, cluster: str = "production") -> None:
+        """Add a host that sees nothing yet."""
+        self._ask("add_host", name=name, iqn=iqn, cluster=cluster)
+
+    def set_host_connected(self, name: str, connected: bool) -> None:
+        """Let vCenter lose contact with a host, or find it again; its VMs run on meanwhile."""
+        self._ask("set_host_connected", name=name, connected=connected)
+
+    def forbid(self, moref: str, path: str) -> None:
+        """Take the right to read a property path of an object from everybody."""
+        self._ask("forbid", moref=moref, path=path)
+
+    def allow_all(self) -> None:
+        """Give back every right that `forbid` took."""
+        self._ask("allow_all")
+
     def vmotion(self, name: str, host: str | None = None, datastore: str | None = None) -> None:
         """Move a VM at once to a host, to a datastore, or both."""
         self._ask("vmotion", name=name, host=host, datastore=datastore)

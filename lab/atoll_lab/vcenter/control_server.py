@@ -15,7 +15,7 @@ from atoll_lab.vcenter.faults import FaultRule
 from atoll_lab.vcenter.objects.base import Call
 from atoll_lab.vcenter.sessions import Session
 from atoll_lab.vcenter.site import Site, new_uuid
-from atoll_lab.vcenter.state import DiskState, VmState
+from atoll_lab.vcenter.state import DiskState, HostState, VmState
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
@@ -173,6 +173,38 @@ class Operations:
         with self._site.change():
             self._site.vm_named(name).state.powered_on = on
 
+    def do_change_vm(self, name: str, changes: dict[str, Any]) -> None:
+        with self._site.change():
+            state = self._site.vm_named(name).state
+            for path, value in changes.items():
+                head, _, field = path.rpartition(".")
+                part = getattr(state, head) if head else state
+                if not hasattr(part, field):
+                    raise ValueError(f"A VM has no {path}")
+                setattr(part, field, value)
+
+    def do_rename_datastore(self, name: str, new_name: str) -> None:
+        self._site.datastore_named(name).rename(new_name)
+
+    def do_add_host(self, name: str, iqn: str, cluster: str) -> None:
+        site = self._site
+        with site.change():
+            if any(host.name == name for host in site.state.hosts):
+                raise ValueError(f"There is a host {name} already")
+            site.add_host(HostState(site.new_id("host"), name, iqn, cluster))
+
+    def do_set_host_connected(self, name: str, connected: bool) -> None:
+        with self._site.change():
+            self._site.host_named(name).state.connected = connected
+
+    def do_forbid(self, moref: str, path: str) -> None:
+        with self._site.registry.changing():
+            self._site.registry.forbidden.add((moref, path))
+
+    def do_allow_all(self) -> None:
+        with self._site.registry.changing():
+            self._site.registry.forbidden.clear()
+
     def do_vmotion(self, name: str, host: str | None, datastore: str | None) -> None:
         site = self._site
         site.vm_named(name).move(
@@ -193,8 +225,10 @@ class Operations:
         self._site.tasks.seconds[method] = seconds
 
     def do_expire_sessions(self) -> int:
-        with self._site.registry.changing():
-            return self._site.sessions.expire_all()
+        ended = self._site.sessions.expire_all()
+        for session in ended:
+            self._site.registry.end_session(session.key)
+        return len(ended)
 
     def do_logins(self) -> int:
         return self._site.sessions.logins

@@ -89,8 +89,12 @@ def make_fault(name: str) -> Any:
     fault = VmomiSupport.GetVmodlType(name)(msg=f"Injected {name}")
     for field in fault._GetPropertyList():
         optional = field.flags & VmomiSupport.F_OPTIONAL
-        if not optional and getattr(fault, field.name) is None and field.type is str:
+        if optional or getattr(fault, field.name) is not None:
+            continue
+        if field.type is str:
             setattr(fault, field.name, "injected")
+        elif issubclass(field.type, VmomiSupport.ManagedObject):
+            setattr(fault, field.name, field.type("injected"))
     if not isinstance(fault, vmodl.MethodFault):
         raise TypeError(f"{name} is not a fault")
     return fault

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyVmomi import VmomiSupport, vmodl
+from pyVmomi import VmomiSupport, vim, vmodl
 
 from atoll_lab.vcenter.objects.base import Managed
 from atoll_lab.vcenter.registry import Registry
@@ -19,28 +19,56 @@ Q = vmodl.query.PropertyCollector
 
 @dataclass(frozen=True)
 class Selected:
-    """An object a filter selects, with the value of each path that is set."""
+    """An object a filter selects: the value of each path that is set, and the paths refused.
+
+    With equal stamps, unless None, two looks saw the same.
+    """
 
     ref: Any
     values: Mapping[str, Any]
+    refused: frozenset[str] = frozenset()
+    stamp: Any = None
 
 
-def select(registry: Registry, spec: Any) -> list[Selected]:
-    """Evaluate a FilterSpec; vmodl ManagedObjectNotFound for a start object that is gone."""
+def select(
+    registry: Registry, spec: Any, known: Mapping[str, Selected] | None = None
+) -> list[Selected]:
+    """Evaluate a FilterSpec; vmodl ManagedObjectNotFound for a start object that is gone.
+
+    `known` are objects of an earlier look with the same spec: one that did not
+    change since is taken over as it is.
+    """
     found: dict[str, Selected] = {}
     with registry.reading():
         for managed in _walk_all(registry, spec):
             if managed.moid in found:
                 continue
+            stamp = _stamp(registry, managed)
+            before = (known or {}).get(managed.moid)
+            if before is not None and stamp is not None and before.stamp == stamp:
+                found[managed.moid] = before
+                continue
             values: dict[str, Any] = {}
+            refused: set[str] = set()
             matched = False
             for wanted in spec.propSet:
                 if issubclass(managed.kind, wanted.type):
                     matched = True
-                    values.update(_values(managed, wanted))
+                    for path, value in _values(managed, wanted).items():
+                        if (managed.moid, path) in registry.forbidden:
+                            refused.add(path)
+                        elif value is not None:
+                            values[path] = value
             if matched:
-                found[managed.moid] = Selected(managed.ref, values)
+                found[managed.moid] = Selected(managed.ref, values, frozenset(refused), stamp)
     return list(found.values())
+
+
+def _stamp(registry: Registry, managed: Managed) -> Any:
+    stamp = managed.stamp()
+    if stamp is None or not registry.forbidden:
+        return stamp
+    return (stamp, frozenset(each for each in registry.forbidden if each[0] == managed.moid))
 
 
 def value_at(managed: Managed, path: str) -> Any:
@@ -82,63 +110,100 @@ def contents(selected: list[Selected]) -> list[Any]:
     """ObjectContent for RetrievePropertiesEx."""
     return [
         Q.ObjectContent(
-            obj=item.ref, propSet=[_named(path, item.values[path]) for path in sorted(item.values)]
+            obj=item.ref,
+            propSet=[_named(path, item.values[path]) for path in sorted(item.values)],
+            missingSet=_missing(item, item.refused),
         )
         for item in selected
     ]
 
 
+Picture = Mapping[str, Selected]
+"""What a filter saw at one moment, by object id."""
+
+
 @dataclass(frozen=True)
-class Picture:
-    """What a filter saw at one moment, comparable."""
+class Advance:
+    """ObjectUpdates, and the picture of a client that took them in.
 
-    objects: Mapping[str, Selected]
-    fingerprints: Mapping[str, Mapping[str, str]]
+    Truncated, there is more to tell; the picture is then between two moments.
+    """
 
-
-EMPTY = Picture({}, {})
-
-
-def picture(selected: list[Selected], version: str) -> Picture:
-    """Make what was selected comparable."""
-    return Picture(
-        {item.ref._moId: item for item in selected},
-        {
-            item.ref._moId: {
-                path: fingerprint(value, version) for path, value in item.values.items()
-            }
-            for item in selected
-        },
-    )
+    updates: list[Any]
+    picture: Picture
+    truncated: bool
 
 
-def updates(old: Picture, new: Picture) -> list[Any]:
-    """ObjectUpdate for each object that came, went or changed."""
-    result = []
-    for moid, item in new.objects.items():
-        if moid not in old.objects:
-            result.append(
-                Q.ObjectUpdate(
-                    kind="enter",
-                    obj=item.ref,
-                    changeSet=[_change(path, item.values[path]) for path in sorted(item.values)],
-                )
-            )
+def advance(old: Picture, new: list[Selected], version: str, limit: int | None) -> Advance:
+    """Tell a client that has the old picture what came, went or changed, `limit` objects at most."""
+    now = {item.ref._moId: item for item in new}
+    shown = dict(old)
+    told: list[Any] = []
+    for moid in [*now, *(gone for gone in old if gone not in now)]:
+        update = _update(old.get(moid), now.get(moid), version)
+        if update is None:
+            if moid in now:
+                shown[moid] = now[moid]
             continue
-        before, now = old.fingerprints[moid], new.fingerprints[moid]
-        changes = [
-            _change(path, item.values.get(path))
-            for path in sorted(before.keys() | now.keys())
-            if before.get(path) != now.get(path)
-        ]
-        if changes:
-            result.append(Q.ObjectUpdate(kind="modify", obj=item.ref, changeSet=changes))
-    result.extend(
-        Q.ObjectUpdate(kind="leave", obj=item.ref)
-        for moid, item in old.objects.items()
-        if moid not in new.objects
-    )
-    return result
+        if limit is not None and len(told) >= limit:
+            return Advance(told, shown, truncated=True)
+        told.append(update)
+        if moid in now:
+            shown[moid] = now[moid]
+        else:
+            del shown[moid]
+    return Advance(told, shown, truncated=False)
+
+
+def _update(old: Selected | None, new: Selected | None, version: str) -> Any:
+    """The ObjectUpdate from one look at an object to the next, None when nothing changed."""
+    if new is None:
+        return None if old is None else Q.ObjectUpdate(kind="leave", obj=old.ref)
+    if old is None:
+        return Q.ObjectUpdate(
+            kind="enter",
+            obj=new.ref,
+            changeSet=[_change(path, new.values[path]) for path in sorted(new.values)],
+            missingSet=_missing(new, new.refused),
+        )
+    if old is new:
+        return None
+    changes = [
+        _change(path, new.values.get(path))
+        for path in sorted(old.values.keys() | new.values.keys())
+        if path not in new.refused
+        and not _same(old.values.get(path), new.values.get(path), version)
+    ]
+    # A path that may be read again is told even if it has the value of before.
+    changes += [
+        _change(path, new.values.get(path))
+        for path in sorted(old.refused - new.refused)
+        if path not in old.values and path not in new.values
+    ]
+    missing = _missing(new, new.refused - old.refused)
+    if not changes and not missing:
+        return None
+    return Q.ObjectUpdate(kind="modify", obj=new.ref, changeSet=changes, missingSet=missing)
+
+
+def _same(old: Any, new: Any, version: str) -> bool:
+    if old is None or new is None:
+        return old is new
+    return fingerprint(old, version) == fingerprint(new, version)
+
+
+def _missing(item: Selected, paths: frozenset[str]) -> list[Any]:
+    return [
+        Q.MissingProperty(
+            path=path,
+            fault=vim.fault.NoPermission(
+                msg="Permission to perform this operation was denied.",
+                object=item.ref,
+                privilegeId="System.Read",
+            ),
+        )
+        for path in sorted(paths)
+    ]
 
 
 def _named(path: str, value: Any) -> Any:
@@ -155,8 +220,7 @@ def _values(managed: Managed, wanted: Any) -> dict[str, Any]:
     paths = managed.property_names() if wanted.all else wanted.pathSet
     # Building a configuration costs far more than picking from it, and many paths begin there.
     heads = {head: managed.read(head) for head in {path.partition(".")[0] for path in paths}}
-    values = {path: _below(managed, path, heads[path.partition(".")[0]]) for path in paths}
-    return {path: value for path, value in values.items() if value is not None}
+    return {path: _below(managed, path, heads[path.partition(".")[0]]) for path in paths}
 
 
 def _walk_all(registry: Registry, spec: Any) -> Iterator[Managed]:

@@ -17,6 +17,8 @@ class Registry:
         self._changed = threading.Condition(threading.RLock())
         self._generation = 0
         self._closed = False
+        self.forbidden: set[tuple[str, str]] = set()
+        """Object ids with a path that the user may not read."""
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -41,6 +43,13 @@ class Registry:
         """Forget an object; absent is success."""
         with self.changing():
             self._objects.pop(moid, None)
+
+    def end_session(self, key: str) -> None:
+        """Forget the views, collectors and filters of a session; whoever waits is woken."""
+        with self.changing():
+            self._objects = {
+                moid: managed for moid, managed in self._objects.items() if managed.session != key
+            }
 
     def get(self, moid: str) -> Managed | None:
         """The object of that id, if there is one."""

@@ -171,6 +171,10 @@ def _run(site: Site, call: Call, request: soap.Request) -> tuple[Any, Any]:
             privilegeId="System.View",
         )
     managed = site.registry.require(moid)
+    if managed.session not in (None, call.session.key):
+        raise vmodl.fault.ManagedObjectNotFound(
+            msg=f"The object {moid} belongs to another session", obj=request.this
+        )
     targets = (moid, managed.display_name)
     site.faults.strike("before", request.method, targets)
     if request.method == soap.FETCH:

@@ -17,6 +17,8 @@ class Session:
     user: str | None = None
     login_at: float = 0.0
     active_at: float = field(default_factory=time.time)
+    cancels: int = 0
+    """How often its waits for updates were cancelled."""
 
 
 class Sessions:
@@ -37,6 +39,11 @@ class Sessions:
             if session is not None:
                 session.active_at = time.time()
             return session
+
+    def all(self) -> list[Session]:
+        """Everybody who is logged in."""
+        with self._lock:
+            return list(self._open.values())
 
     def begin(self) -> Session:
         """A session nobody logged into yet; it counts for nothing until then."""
@@ -60,11 +67,11 @@ class Sessions:
             self._open.pop(session.key, None)
             session.user = None
 
-    def expire_all(self) -> int:
-        """End every session as an idle time-out would; how many there were."""
+    def expire_all(self) -> list[Session]:
+        """End every session as an idle time-out would; the ones there were."""
         with self._lock:
-            count = len(self._open)
-            for session in self._open.values():
+            ended = list(self._open.values())
+            for session in ended:
                 session.user = None
             self._open.clear()
-            return count
+            return ended

@@ -13,6 +13,7 @@ from atoll_lab.vcenter.certificate import certificate_in
 from atoll_lab.vcenter.control import ENDPOINT, Endpoint
 from atoll_lab.vcenter.control_server import ControlServer
 from atoll_lab.vcenter.fabric import Fabric
+from atoll_lab.vcenter.guest_hook import GuestHook
 from atoll_lab.vcenter.server import SdkServer
 from atoll_lab.vcenter.sessions import Sessions
 from atoll_lab.vcenter.site import PowerHook, Site
@@ -38,12 +39,21 @@ class Simulator:
         hosts: Sequence[HostPlan] = HOSTS,
         power_hook: PowerHook | None = None,
         page_size: int = 100,
+        guests: GuestHook | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         certificate = certificate_in(directory)
         self._stopping = threading.Event()
         self._closed = False
-        self.site = Site(directory, fabric, Sessions(user, password), hosts, power_hook, page_size)
+        self.site = Site(
+            directory,
+            fabric,
+            Sessions(user, password),
+            hosts,
+            power_hook,
+            page_size,
+            guests=guests,
+        )
         self._sdk = SdkServer(self.site, certificate, ADDRESS, port or _last_port(directory))
         self._control = ControlServer(directory, self.site, self._stopping.set)
         self._sdk.start()

@@ -12,6 +12,7 @@ from pyVmomi import vmodl
 from atoll_lab.blueprint import HostPlan
 from atoll_lab.vcenter.fabric import Fabric
 from atoll_lab.vcenter.faults import Faults
+from atoll_lab.vcenter.guest_hook import GuestHook, NoGuests
 from atoll_lab.vcenter.objects.base import Managed
 from atoll_lab.vcenter.objects.datastore import Datastore
 from atoll_lab.vcenter.objects.host import HostSystem
@@ -48,19 +49,24 @@ class Site:
         hosts: Sequence[HostPlan],
         power_hook: PowerHook | None = None,
         page_size: int = 100,
+        update_limit: int = 100,
+        guests: GuestHook | None = None,
     ) -> None:
         """`hosts` are made in the first run only; later runs load what was saved in `directory`.
 
-        `page_size` is how many objects one RetrievePropertiesEx answers at most.
+        `page_size` is how many objects one RetrievePropertiesEx answers at most,
+        `update_limit` how many one WaitForUpdatesEx does.
         """
         self._file = directory / "state.json"
         self.fabric = fabric
         self.sessions = sessions
         self.page_size = page_size
+        self.update_limit = update_limit
         self.registry = Registry()
         self.faults = Faults()
         self.tasks = Tasks(self.registry, self.faults)
         self._power_hook = power_hook
+        self.guests: GuestHook = guests if guests is not None else NoGuests()
         loaded = load_state(self._file)
         self.state = first_state(hosts) if loaded is None else loaded
         self.layout: Layout = lay_out(self)
@@ -133,6 +139,11 @@ class Site:
     def vms(self) -> list[VirtualMachine]:
         """All registered VMs."""
         return [self.vm(vm.moid) for vm in self.state.vms]
+
+    def add_host(self, state: HostState) -> None:
+        """Make a host known; call inside `change`."""
+        self.state.hosts.append(state)
+        self.layout.add_host(HostSystem(self, state))
 
     def add_datastore(self, state: DatastoreState) -> Datastore:
         """Make a datastore known; call inside `change`. A name that is taken gets a number."""

@@ -52,6 +52,7 @@ class HostState:
     portals: list[str] = field(default_factory=list)
     luns: list[LunState] = field(default_factory=list)
     mounts: list[str] = field(default_factory=list)
+    connected: bool = True
 
 
 @dataclass
@@ -78,6 +79,7 @@ class DiskState:
     datastore: str
     mode: str = "persistent"
     kind: str = "flat"
+    sharing: str = "sharingNone"
 
 
 @dataclass
@@ -90,6 +92,34 @@ class SnapshotState:
     created_at: float
     quiesced: bool
     parent: str | None
+
+
+@dataclass
+class ToolsState:
+    """VMware Tools in a VM, and what of quiescing goes wrong there.
+
+    `running` is `guest.toolsRunningStatus`. A guest that does not `quiesce`
+    gets a plain snapshot without a word, as with Tools that do not answer.
+    `guestinfo` is what it has set for vCenter to read.
+    """
+
+    running: str = "guestToolsRunning"
+    quiesces: bool = True
+    guestinfo: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class DeltaState:
+    """Delta files that removed snapshots left behind.
+
+    The next `leave` removals do. `noted` is whether vCenter then says that
+    consolidation is needed; the next `refuse` consolidations fail.
+    """
+
+    left: int = 0
+    leave: int = 0
+    noted: bool = True
+    refuse: int = 0
 
 
 @dataclass
@@ -110,6 +140,11 @@ class VmState:
     manager: str | None = None
     snapshots: list[SnapshotState] = field(default_factory=list)
     current_snapshot: str | None = None
+    suspended: bool = False
+    fault_tolerance: str = "notConfigured"
+    bus_sharing: str = "noSharing"
+    tools: ToolsState = field(default_factory=ToolsState)
+    deltas: DeltaState = field(default_factory=DeltaState)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from atoll_lab.vcenter.registry import Registry
 
 _log = logging.getLogger(__name__)
 _KEPT = 500
+_RECENT = 10
 _DEFAULT_SECONDS = 0.05
 
 
@@ -28,6 +29,7 @@ class Tasks:
         self._numbers = itertools.count(1)
         self._finished: deque[str] = deque()
         self._lock = threading.Lock()
+        self._recent: dict[str, deque[str]] = {}
         self.seconds: dict[str, float] = {}
 
     def start(self, entity: Managed, method: str, user: str, work: Callable[[], Any]) -> Any:
@@ -38,10 +40,17 @@ class Tasks:
         """
         task = Task(entity.site, f"task-{next(self._numbers)}", entity, method, user)
         self._registry.add(task)
+        with self._lock:
+            self._recent.setdefault(entity.moid, deque(maxlen=_RECENT)).append(task.moid)
         threading.Thread(
             target=self._run, args=(task, entity, method, work), name=task.moid, daemon=True
         ).start()
         return task.ref
+
+    def recent(self, moid: str) -> tuple[str, ...]:
+        """The tasks of late on an object, oldest first."""
+        with self._lock:
+            return tuple(self._recent.get(moid, ()))
 
     def _run(self, task: Task, entity: Managed, method: str, work: Callable[[], Any]) -> None:
         with self._registry.changing():

@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from atoll.cli import context
-from atoll.cli.output import as_json, err, size, table
+from atoll.cli.following import follow as follow_changes
+from atoll.cli.output import as_json, draw_table, err, out, size
 from atoll.model.inventory import Inventory
 from atoll.model.storage import Lun
+from atoll.service.site import Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +34,35 @@ class DiskRow:
 
 def inventory(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow",
+            help="Go on and show what changes in vCenter; with --json a line a change.",
+        ),
+    ] = False,
 ) -> None:
     """List VMs with host, datastore, LUN, LUN group and storage system."""
     site = context.site()
-    engine = site.engine()
-    luns = {lun.naa: lun for group in engine.groups() for lun in group.luns}
+    if follow:
+        follow_changes(
+            site.vcenter(),
+            lambda: _drawn(_rows(site, site.vcenter().inventory())),
+            as_json=json,
+        )
+        return
     found = site.vcenter().inventory()
-    rows = _rows(found, luns, engine.name, set(site.agents()))
+    rows = _rows(site, found)
     for line in _without_rows(found):
         err.print(line, style="dim")
     if json:
         as_json(rows)
-        return
-    table(
+    else:
+        out.print(_drawn(rows))
+
+
+def _drawn(rows: list[DiskRow]) -> Table:
+    return draw_table(
         ["VM", "host", "disk", ">size", "datastore", "~storage / group / LUN", "agent"],
         [
             (
@@ -69,7 +88,10 @@ def _without_rows(found: Inventory) -> list[str]:
     return [f"Left out: {name}: {reason}." for name, reason in sorted(reasons.items())]
 
 
-def _rows(found: Inventory, luns: dict[str, Lun], storage: str, agents: set[str]) -> list[DiskRow]:
+def _rows(site: Site, found: Inventory) -> list[DiskRow]:
+    engine = site.engine()
+    luns: dict[str, Lun] = {lun.naa: lun for group in engine.groups() for lun in group.luns}
+    agents = set(site.agents())
     rows = []
     for vm in sorted(found.vms, key=lambda vm: vm.name):
         for disk in vm.disks:
@@ -88,7 +110,7 @@ def _rows(found: Inventory, luns: dict[str, Lun], storage: str, agents: set[str]
                     luns=tuple(lun.name for lun in known),
                     naas=naas,
                     group=groups.pop() if len(groups) == 1 else None,
-                    storage=storage if known else None,
+                    storage=engine.name if known else None,
                     agent=vm.instance_uuid in agents,
                 )
             )

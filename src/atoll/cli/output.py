@@ -61,6 +61,11 @@ def moment(at: float) -> str:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
     """Print a table. A column named `>so` is aligned right, `~so` may take several lines."""
+    out.print(draw_table(columns, rows, title))
+
+
+def draw_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> Table:
+    """The same without printing it."""
     drawn = Table(
         box=box.SIMPLE_HEAD,
         title=title or None,
@@ -77,7 +82,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = ""
         )
     for row in rows:
         drawn.add_row(*(Text(printable(cell)) for cell in row))
-    out.print(drawn)
+    return drawn
 
 
 def printable(text: str) -> str:

@@ -5,6 +5,7 @@ guests that serve, because their leases have ended, and deletes the snapshots
 the dead run may have left.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from atoll.director.vmware_verdict import VmwareVerdict
 from atoll.director.ways import Ways
 from atoll.guests.interface import GuestAgent
 from atoll.model.consistency import ConsistencyProof
-from atoll.model.errors import AtollError, HoldFailedError
+from atoll.model.errors import AtollError, HoldFailedError, VCenterUnreachableError
 from atoll.model.inventory import Placement
 from atoll.model.plan import Plan, PlannedVm
 from atoll.model.progress import Progress
@@ -27,6 +28,10 @@ from atoll.storage.interface import StorageEngine
 
 _RELEASE_SECONDS = 300.0
 """For vCenter to remove the VMware snapshots and to put their seconds of changes into the disks."""
+
+_AWAY_SECONDS = 300.0
+"""For a vCenter that restarts to come back and say where the VMs are after the snapshot."""
+_ASK_AGAIN_SECONDS = 1.0
 
 PlacementReader = Callable[[Sequence[str]], Mapping[str, Placement]]
 """Instance UUIDs to where vCenter says that they are at the moment of the call."""
@@ -186,7 +191,13 @@ class _Director:
                 self._go_on_without(needed, final=final)
                 return None
             verdicts = vmware.release(_RELEASE_SECONDS)
-        after = self._means.placement(self._uuids)
+        try:
+            after = self._placement_after()
+        except AtollError as error:
+            for verdict in verdicts.values():
+                if verdict.leftover:
+                    error.add_note(verdict.leftover)
+            raise
         return _Hold(name, outcome, verdicts, before, after)
 
     def proof(self, vm: PlannedVm, hold: _Hold) -> ConsistencyProof:
@@ -240,6 +251,17 @@ class _Director:
             raise
         return ready
 
+    def _placement_after(self) -> Mapping[str, Placement]:
+        """Where the VMs are now: asked for until vCenter answers, because nobody is held for it."""
+        limit = time.monotonic() + _AWAY_SECONDS
+        while True:
+            try:
+                return self._means.placement(self._uuids)
+            except VCenterUnreachableError:
+                if time.monotonic() + _ASK_AGAIN_SECONDS > limit:
+                    raise
+                time.sleep(_ASK_AGAIN_SECONDS)
+
     def _guests(self) -> Guests:
         vms = self._ways.going(Way.DIRECT)
         names = {vm.vm.instance_uuid: vm.vm.name for vm in vms}
@@ -288,7 +310,7 @@ def _require_as_planned(plan: Plan, placements: Mapping[str, Placement]) -> None
         place = placements.get(vm.instance_uuid)
         disks = tuple(sorted((disk.key, disk.datastore, disk.path) for disk in vm.disks))
         if place is None:
-            change = "is gone from vCenter"
+            change = "is gone from vCenter, or vCenter has lost contact with its host"
         elif place.has_snapshot:
             change = "has a VMware snapshot now"
         elif place.disks != disks:

@@ -62,6 +62,16 @@ def _plan_vm(
     luns_by_naa: dict[str, Lun],
     with_agent: Collection[str],
 ) -> PlannedVm:
+    if vm.linked_clone:
+        raise UnprotectableVmError(
+            f"VM {vm.name} is a linked clone, whose disks lie partly in another VM's; "
+            "make it a full clone, or let it be backed up from inside."
+        )
+    if vm.consolidation_needed:
+        raise UnprotectableVmError(
+            f"VM {vm.name} still has delta files of a VMware snapshot that was removed; consolidate "
+            "its disks in vCenter and run again."
+        )
     if vm.has_snapshot:
         raise UnprotectableVmError(
             f"VM {vm.name} has a VMware snapshot, so its disks are spread over delta files; "

@@ -43,12 +43,12 @@ class VirtualDisk:
     size_bytes: int
     mode: str
     rdm: bool = False
+    rdm_mode: str | None = None
 
     @property
     def forgets(self) -> bool:
         """Whether what a running VM writes to it is kept aside and lost when it is switched off."""
         return self.mode in {"independent_nonpersistent", "nonpersistent"}
-    rdm_mode: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,13 +65,16 @@ def back_up(
     vcenter = site.vcenter()
     journal = site.journal()
     run = new_run()
-    with journal.exclusive():
+    with journal.exclusive(), ExitStack() as following:
         points = repository.points()
         prefix = own_prefix(repository.key_id)
         vmware = vcenter.snapshots(repository.key_id[:8])
         means = Means(agents, engine, vcenter.placement, vmware)
         allowed = Way.VMWARE in site.hold.ways
         cleaned = clean_up(engine, journal, agents, prefix, points, vmware if allowed else None)
+        cleaned += site.renew_agents()
+        # What moves until the snapshot is there is then noticed without reading everything again.
+        following.enter_context(vcenter.follow())
         inventory = vcenter.inventory()
         plan = make_plan(run, names, inventory, engine.groups(), agents.keys())
         if not site.hold.accept_less:
@@ -89,6 +92,7 @@ def back_up(
         )
         try:
             held = capture(plan, snapshot, means, site.hold, progress)
+            following.close()
             words = certificate(plan, held.proofs)
             for group in plan.groups:
                 engine.annotate_snapshot(group, snapshot, words)

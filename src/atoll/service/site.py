@@ -1,6 +1,6 @@
 """What a job works with: one site's storage, vCenter, agents and repository."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,15 @@ from atoll.vsphere.client import VCenter
 class Site:
     """Opened lazily: each field is called when a job needs it, so `atoll points` needs no vCenter.
 
-    `agents` gives the channel of each enrolled guest by instance UUID.
+    `agents` gives the channel of each enrolled guest by instance UUID; `renew_agents`
+    renews the certificates that are due and gives a sentence for each that could not be.
     """
 
     vcenter: Callable[[], VCenter]
     engine: Callable[[], StorageEngine]
     repository: Callable[[], Repository]
     agents: Callable[[], Mapping[str, GuestAgent]]
+    renew_agents: Callable[[], Sequence[str]]
     authority: Callable[[], Authority]
     journal: Callable[[], Journal]
     hold: HoldPolicy

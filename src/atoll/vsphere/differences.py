@@ -54,22 +54,20 @@ def _if_vm(row: Facts | None) -> VmFacts | None:
 
 
 def _host(old: HostFacts | None, new: HostFacts | None) -> Iterator[Difference]:
-    seen_before = old.luns.names if old else frozenset[str]()
-    seen_now = new.luns.names if new else frozenset[str]()
     if new is None:
         if old is not None:
             yield Difference(ChangeKind.HOST_GONE, old.name, old.moref)
         return
     if old is None:
         yield Difference(ChangeKind.HOST_APPEARED, new.name, new.moref)
-    else:
-        if old.name != new.name:
-            yield Difference(ChangeKind.HOST_RENAMED, new.name, new.moref, old.name, new.name)
-        if old.iqn != new.iqn:
-            yield Difference(ChangeKind.HOST_INITIATOR, new.name, new.moref, old.iqn, new.iqn)
-    for lun in sorted(seen_before - seen_now):
+        return
+    if old.name != new.name:
+        yield Difference(ChangeKind.HOST_RENAMED, new.name, new.moref, old.name, new.name)
+    if old.iqn != new.iqn:
+        yield Difference(ChangeKind.HOST_INITIATOR, new.name, new.moref, old.iqn, new.iqn)
+    for lun in sorted(old.luns.names - new.luns.names):
         yield Difference(ChangeKind.LUN_GONE, new.name, new.moref, before=lun)
-    for lun in sorted(seen_now - seen_before):
+    for lun in sorted(new.luns.names - old.luns.names):
         yield Difference(ChangeKind.LUN_APPEARED, new.name, new.moref, after=lun)
 
 

@@ -5,8 +5,8 @@ WaitForUpdatesEx, UpdateSet.truncated, CreateFilter.
 """
 
 import http.client
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 from xml.parsers.expat import ExpatError
@@ -17,7 +17,7 @@ from atoll.vsphere.collector import Row, read_objects
 from atoll.vsphere.facts import KINDS, Kind
 
 _Q = vmodl.query.PropertyCollector
-_NO_MATTER = (vmodl.MethodFault, OSError, http.client.HTTPException, ExpatError)
+_GONE = (vmodl.MethodFault, OSError, http.client.HTTPException, ExpatError)
 """How a call fails when the server, the session or the object is gone already."""
 
 
@@ -45,21 +45,16 @@ class Feed:
         self.content = content
         self._page_objects = page_objects
         self._version = ""
-        self._view = content.viewManager.CreateContainerView(
-            content.rootFolder, [kind.managed for kind in KINDS], True
-        )
-        self._collector = content.propertyCollector.CreatePropertyCollector()
-        walk = _Q.TraversalSpec(name="view", path="view", skip=False, type=vim.view.ContainerView)
-        # Without partial updates a change of a device is told as the whole list of devices.
-        self._collector.CreateFilter(
-            _Q.FilterSpec(
-                objectSet=[_Q.ObjectSpec(obj=self._view, skip=True, selectSet=[walk])],
-                propSet=[
-                    _Q.PropertySpec(type=kind.managed, pathSet=list(kind.paths)) for kind in KINDS
-                ],
-            ),
-            False,
-        )
+        with ExitStack() as made:
+            view = content.viewManager.CreateContainerView(
+                content.rootFolder, [kind.managed for kind in KINDS], True
+            )
+            made.callback(_if_it_is_there, view.DestroyView)
+            self._collector = content.propertyCollector.CreatePropertyCollector()
+            made.callback(_if_it_is_there, self._collector.DestroyPropertyCollector)
+            # Without partial updates a change of a device is told as the whole list of devices.
+            self._collector.CreateFilter(_everything_in(view), False)
+            self._made = made.pop_all()
 
     def next(self, seconds: int) -> Updates:
         """What changed since the last call, at first everything; waits for it up to `seconds`.
@@ -93,12 +88,22 @@ class Feed:
 
     def interrupt(self) -> None:
         """Let a waiting `next` of another thread end; may have no effect, then repeat it."""
-        with suppress(*_NO_MATTER):
-            self._collector.CancelWaitForUpdates()
+        _if_it_is_there(self._collector.CancelWaitForUpdates)
 
     def close(self) -> None:
         """Remove collector, filter and view from vCenter."""
-        with suppress(*_NO_MATTER):
-            self._collector.DestroyPropertyCollector()
-        with suppress(*_NO_MATTER):
-            self._view.DestroyView()
+        self._made.close()
+
+
+def _everything_in(view: Any) -> Any:
+    """A FilterSpec for all that Atoll knows of, as the view has it."""
+    walk = _Q.TraversalSpec(name="view", path="view", skip=False, type=vim.view.ContainerView)
+    return _Q.FilterSpec(
+        objectSet=[_Q.ObjectSpec(obj=view, skip=True, selectSet=[walk])],
+        propSet=[_Q.PropertySpec(type=kind.managed, pathSet=list(kind.paths)) for kind in KINDS],
+    )
+
+
+def _if_it_is_there(call: Callable[[], object]) -> None:
+    with suppress(*_GONE):
+        call()

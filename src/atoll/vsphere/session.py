@@ -191,6 +191,8 @@ def _told(fault: Any) -> str:
 def _cause(error: BaseException) -> str:
     if isinstance(error, socket.gaierror):
         return "the name is not known"
+    if isinstance(error, ssl.SSLEOFError):
+        return "the connection ended"
     if isinstance(error, TimeoutError):
         return "it took too long"
     return str(getattr(error, "strerror", None) or error or type(error).__name__).rstrip(".")

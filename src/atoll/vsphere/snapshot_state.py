@@ -23,7 +23,6 @@ REFUSAL_PATHS = (
     "runtime.connectionState",
     "runtime.powerState",
     "runtime.faultToleranceState",
-    "capability.quiescedSnapshotsSupported",
     "guest.toolsRunningStatus",
 )
 
@@ -102,8 +101,6 @@ def _state_refusals(row: Row) -> Iterator[str]:
         yield "it is switched off, so there is nothing in it to quiesce"
     elif row.get("guest.toolsRunningStatus") not in (None, "guestToolsRunning"):
         yield "VMware Tools does not run in it, so nothing would be quiesced"
-    if row.get("capability.quiescedSnapshotsSupported") is False:
-        yield "vCenter says that it cannot have quiesced snapshots"
     if row.get("runtime.faultToleranceState") not in (None, "notConfigured"):
         yield "it is protected by Fault Tolerance"
     if state.snapshots:

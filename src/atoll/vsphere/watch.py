@@ -12,8 +12,10 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pyVmomi import vim
+
 from atoll.model.changes import ChangeKind, Changes
-from atoll.model.errors import AtollError, AuthenticationError, VCenterOperationError
+from atoll.model.errors import AtollError, VCenterOperationError
 from atoll.model.inventory import Placement
 from atoll.vsphere.changelog import ChangeLog
 from atoll.vsphere.differences import Difference, differences
@@ -35,7 +37,7 @@ _LONGEST_NUDGE_SECONDS = 0.25
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0
 _REFUSED_PAUSE_SECONDS = 300.0
-"""After a refused login: vCenter locks an account after five of them in three minutes."""
+"""After a refused password: vCenter locks an account after five of them in three minutes."""
 _CLOSE_SECONDS = 10.0
 
 
@@ -53,12 +55,13 @@ class Watch:
         self._log = ChangeLog()
         # The thread's own: what the feed told, also in the middle of an incomplete answer.
         self._picture = Picture()
+        self._discarded: Feed | None = None
         self._first = True
         self._midway = False
         self._ticket = 0
         # Guarded by the condition: what was told completely, and what was asked of it.
         self._changed = threading.Condition()
-        self._rows: dict[str, Facts] = {}
+        self._rows: Mapping[str, Facts] = {}
         self._refused: frozenset[str] = frozenset()
         self._reading: Reading | None = None
         self._feed: Feed | None = None
@@ -76,11 +79,15 @@ class Watch:
         nothing goes on.
         """
         self._thread.start()
-        with self._changed:
-            self._changed.wait_for(lambda: self._live or self._failure is not None)
-            failure = self._failure
+        failure: AtollError | None = None
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._live or self._failure is not None)
+                failure = self._failure
+        finally:
+            if not self._live:
+                self.close()
         if failure is not None:
-            self.close()
             raise failure
 
     def close(self) -> None:
@@ -100,7 +107,11 @@ class Watch:
         if not self._prove():
             return None
         with self._changed:
-            return None if self._refused else self._assembled()
+            if self._refused:
+                return None
+            if self._reading is None:
+                self._reading = assemble(self._rows.values())
+            return self._reading
 
     def placement(self, instance_uuids: Iterable[str]) -> Mapping[str, Placement] | None:
         """Where VMs are now, by instance UUID; None when that cannot be proven.
@@ -113,9 +124,9 @@ class Watch:
         with self._changed:
             if self._refused:
                 return None
-            names = self._assembled().names
-            vms = [row for row in self._rows.values() if isinstance(row, VmFacts)]
-        return placements([vm for vm in vms if vm.instance_uuid in wanted], names)
+            rows = self._rows  # never changed, only replaced
+        vms = [row for row in rows.values() if isinstance(row, VmFacts)]
+        return placements([vm for vm in vms if vm.instance_uuid in wanted], _names(rows))
 
     def wait_for_change(self, since: int = 0, seconds: float = 0.0) -> Changes:
         """What changed after change number `since`; waits for it up to `seconds`.
@@ -157,21 +168,14 @@ class Watch:
         if feed is not None:
             feed.interrupt()
 
-    def _assembled(self) -> Reading:
-        if self._reading is None:
-            self._reading = assemble(self._rows.values())
-        return self._reading
-
     def _run(self) -> None:
         pause = _FIRST_PAUSE_SECONDS
         while not self._closing:
             try:
-                self._session.call("follow its inventory", self._step)
-            except AuthenticationError as error:
-                self._lose(error, _REFUSED_PAUSE_SECONDS)
-                continue
+                self._session.call("tell what changed", self._step)
             except AtollError as error:
-                self._lose(error, pause)
+                refused = isinstance(error.__cause__, vim.fault.InvalidLogin)
+                self._lose(error, _REFUSED_PAUSE_SECONDS if refused else pause)
             except Exception as error:  # noqa: BLE001 - a watch that ended unseen would be believed
                 _LOG.exception("following vCenter failed")
                 self._lose(
@@ -197,6 +201,9 @@ class Watch:
         """
         feed = self._feed
         if feed is None or feed.content is not content:
+            if self._discarded is not None and self._discarded.content is content:
+                self._discarded.close()
+            self._discarded = None
             feed = Feed(content, self._session.page_objects)
             self._picture, self._first, self._midway = Picture(), True, False
         with self._changed:
@@ -226,10 +233,15 @@ class Watch:
     def _interrupted(self) -> None:
         with self._changed:
             if self._midway:
-                self._feed = None  # the rest of an incomplete answer may be lost
+                self._discard()  # the rest of an incomplete answer may be lost
             elif self._asked == self._proven and not self._closing:
                 # Nobody here asked for it: the session or the server is ending.
                 self._changed.wait(_LONGEST_NUDGE_SECONDS)
+
+    def _discard(self) -> None:
+        """Begin anew with the next step, which also removes what is left of the feed."""
+        self._discarded = self._feed or self._discarded
+        self._feed = None
 
     def _publish(self) -> None:
         """Let the thread's picture answer every question up to its ticket."""
@@ -245,10 +257,11 @@ class Watch:
                 self._reading = None
                 self._rows = dict(rows)
             self._refused = self._picture.refused
+            # Whoever has the answer finds in the log what it rests on.
+            self._log.add(told)
             self._first, self._live, self._failure = False, True, None
             self._proven = self._ticket
             self._changed.notify_all()
-        self._log.add(told)
 
     def _differences(self, touched: Iterable[str], rows: Mapping[str, Facts]) -> list[Difference]:
         if not self._rows:
@@ -264,13 +277,12 @@ class Watch:
         """Nothing can be proven until vCenter was read anew, which is tried after `pause` seconds."""
         with self._changed:
             lost = self._live
-            self._feed = None
+            self._discard()
             self._live = False
             self._failure = error
+            if lost:
+                self._log.add([Difference(ChangeKind.VCENTER_LOST, "", "", after=str(error))])
             self._changed.notify_all()
-        if lost:
-            self._log.add([Difference(ChangeKind.VCENTER_LOST, "", "", after=str(error))])
-        with self._changed:
             self._changed.wait_for(lambda: self._closing, pause)
 
 

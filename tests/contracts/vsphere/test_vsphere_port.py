@@ -1,5 +1,6 @@
 """What Atoll asks of vSphere, asked over TLS of the simulator."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,9 @@ def test_inventory_joins_vms_disks_datastores_and_luns(site, vcenter):
         ),
         has_snapshot=False,
         vmx_path="[vmfs1] db1/db1.vmx",
+        bios_uuid=db1.bios_uuid,
     )
+    assert re.fullmatch("[0-9a-f-]{36}", db1.bios_uuid)
 
 
 def test_a_hosts_own_disk_is_not_shared_storage(vcenter):

@@ -89,6 +89,11 @@ def test_two_vms_of_one_name_must_be_told_apart_by_uuid() -> None:
         (vm("a", "local1"), "local datastore local1"),
         (vm("a", "foreign"), "no configured storage system"),
         (vm("a", "ds1", snapshot=True), "VMware snapshot"),
+        (dataclasses.replace(vm("a", "ds1", snapshot=True), linked_clone=True), "full clone"),
+        (
+            dataclasses.replace(vm("a", "ds1", snapshot=True), consolidation_needed=True),
+            "consolidate",
+        ),
         (vm("a", "ds1", rdm=True), "raw device mapping"),
         (vm("a"), "no disk"),
         (vm("a", "wide"), "never snapshot together"),

@@ -117,3 +117,82 @@ def test_the_software_adapter_names_the_host_and_none_is_no_error(monkeypatch):
     ).inventory
 
     assert [each.iqn for each in found.hosts] == ["iqn.software", None]
+
+
+def chain(*files, mode="persistent"):
+    """The backing of a disk that is written to the first file; each lies on the next."""
+    below = None
+    for path in reversed(files):
+        backing = flat(path)
+        backing.diskMode = mode
+        backing.parent = below
+        below = backing
+    return below
+
+
+def snapshots(depth):
+    """A tree of snapshots, one after the other, with the running state on the last."""
+    tree = []
+    for number in range(depth, 0, -1):
+        tree = [
+            vim.vm.SnapshotTree(
+                snapshot=vim.vm.Snapshot(f"s-{number}"), name=f"s{number}", childSnapshotList=tree
+            )
+        ]
+    return vim.vm.SnapshotInfo(currentSnapshot=vim.vm.Snapshot(f"s-{depth}"), rootSnapshotList=tree)
+
+
+def only_vm(monkeypatch, disks, **values):
+    return read(monkeypatch, host(), store(), vm(disks, **values)).inventory.vms[0]
+
+
+def test_a_linked_clone_is_told_from_a_vm_with_snapshots(monkeypatch):
+    two = chain("[ds] c/c.vmdk", "[ds] base/base.vmdk")
+    clone = only_vm(monkeypatch, [disk(two)])
+    assert (clone.linked_clone, clone.has_snapshot) == (True, True)
+
+    with_snapshot = only_vm(monkeypatch, [disk(two)], snapshot=snapshots(1))
+    assert (with_snapshot.linked_clone, with_snapshot.has_snapshot) == (False, True)
+
+    three = chain("[ds] c/c-1.vmdk", "[ds] c/c.vmdk", "[ds] base/base.vmdk")
+    both = only_vm(monkeypatch, [disk(three)], snapshot=snapshots(1))
+    assert (both.linked_clone, both.has_snapshot) == (True, True)
+    assert not only_vm(monkeypatch, [disk(three)], snapshot=snapshots(2)).linked_clone
+
+
+def test_an_independent_disk_gets_no_delta_so_one_below_it_is_a_clones(monkeypatch):
+    two = chain("[ds] c/c.vmdk", "[ds] base/base.vmdk", mode="independent_persistent")
+
+    found = only_vm(monkeypatch, [disk(two)], snapshot=snapshots(1))
+
+    assert found.linked_clone
+    assert found.disks[0].mode == "independent_persistent"
+
+
+def test_deltas_left_by_a_failed_consolidation_make_no_clone(monkeypatch):
+    two = chain("[ds] c/c-000001.vmdk", "[ds] c/c.vmdk")
+
+    found = only_vm(monkeypatch, [disk(two)], runtime__consolidationNeeded=True)
+
+    assert (found.linked_clone, found.consolidation_needed) == (False, True)
+    assert found.has_snapshot
+
+
+def test_raw_mappings_have_their_mode(monkeypatch):
+    modes = {}
+    for mode in ("virtualMode", "physicalMode"):
+        backing = vim.vm.device.VirtualDisk.RawDiskMappingVer1BackingInfo(
+            fileName="[ds] r/r.vmdk", datastore=vim.Datastore("datastore-1"), compatibilityMode=mode
+        )
+        found = only_vm(monkeypatch, [disk(backing)]).disks[0]
+        modes[mode] = (found.rdm, found.rdm_mode)
+    assert modes == {mode: (True, mode) for mode in modes}
+    assert only_vm(monkeypatch, [disk(flat())]).disks[0].rdm_mode is None
+
+
+def test_a_vm_that_vcenter_has_no_contact_with_is_left_out(monkeypatch):
+    lost = vm([disk(flat())], runtime__connectionState="disconnected")
+
+    (left_out,) = read(monkeypatch, host(), store(), lost).inventory.left_out
+
+    assert "no contact" in left_out.reason

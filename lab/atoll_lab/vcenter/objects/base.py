@@ -60,9 +60,11 @@ class Managed:
             if answered := getattr(member, _METHOD, None):
                 cls._methods[answered] = name
 
-    def __init__(self, site: "Site", moid: str) -> None:
+    def __init__(self, site: "Site", moid: str, session: str | None = None) -> None:
+        """`session` is the key of the session it ends with and that alone may use it."""
         self.site = site
         self.moid = moid
+        self.session = session
 
     @property
     def ref(self) -> Any:
@@ -92,6 +94,10 @@ class Managed:
             raise vmodl.query.InvalidProperty(
                 msg=f"{self.kind.__name__} has no property {name}", name=name
             ) from error
+        return None
+
+    def stamp(self) -> Any:
+        """What is equal as long as every property is, None where that cannot be told cheaply."""
         return None
 
     def property_names(self) -> tuple[str, ...]:

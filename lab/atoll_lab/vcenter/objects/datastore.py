@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyVmomi import vim
 
-from atoll_lab.vcenter.objects.base import Managed, exposes
+from atoll_lab.vcenter.objects.base import Call, Managed, answers, exposes
 from atoll_lab.vcenter.state import DatastoreState, HostState
 
 if TYPE_CHECKING:
@@ -118,6 +118,30 @@ class Datastore(Managed):
     def vms(self) -> list[Any]:
         """VMs with a file on it."""
         return [vm.ref for vm in self.site.vms() if self.moid in vm.datastore_ids()]
+
+    @answers("RenameDatastore")
+    def rename_datastore(self, call: Call, newName: str) -> None:
+        """Give it another name; DuplicateName."""
+        self.rename(newName)
+
+    @answers("Rename_Task")
+    def rename_task(self, call: Call, newName: str) -> Any:
+        """The same as a task, as for every inventory object."""
+        return self.site.tasks.start(
+            self, "Rename_Task", call.session.user or "", lambda: self.rename(newName)
+        )
+
+    def rename(self, new_name: str) -> None:
+        """Give it another name; the paths of all files on it follow."""
+        with self.site.change():
+            for other in self.site.datastores():
+                if other is not self and other.state.name == new_name:
+                    raise vim.fault.DuplicateName(
+                        msg=f"The name '{new_name}' already exists.",
+                        name=new_name,
+                        object=other.ref,
+                    )
+            self.state.name = new_name
 
     def _accessible(self, host: HostState) -> bool:
         seen = {lun.naa for lun in host.luns}

@@ -54,6 +54,10 @@ class HostSystem(Managed):
         """Its name."""
         return self.state.name
 
+    def stamp(self) -> Any:
+        """Its record, and what is stored beside it."""
+        return repr(self.state), tuple(ref._moId for ref in self.datastores()), self._vm_ids()
+
     def children(self) -> Iterable[Managed]:
         """Nothing lies below a host; its VMs are in the VM folder."""
         return ()
@@ -72,7 +76,9 @@ class HostSystem(Managed):
     def runtime(self) -> Any:
         """Connected and on."""
         return vim.host.RuntimeInfo(
-            connectionState="connected", powerState="poweredOn", inMaintenanceMode=False
+            connectionState="connected" if self.state.connected else "notResponding",
+            powerState="poweredOn" if self.state.connected else "unknown",
+            inMaintenanceMode=False,
         )
 
     @exposes("config")
@@ -113,4 +119,7 @@ class HostSystem(Managed):
     @exposes("vm")
     def vms(self) -> list[Any]:
         """VMs registered on it."""
-        return [vm.ref for vm in self.site.vms() if vm.state.host == self.moid]
+        return [vim.VirtualMachine(moid) for moid in self._vm_ids()]
+
+    def _vm_ids(self) -> tuple[str, ...]:
+        return tuple(vm.moid for vm in self.site.state.vms if vm.host == self.moid)

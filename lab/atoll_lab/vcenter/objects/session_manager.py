@@ -3,9 +3,9 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 
-from atoll_lab.vcenter.objects.base import Call, Managed, answers
+from atoll_lab.vcenter.objects.base import Call, Managed, answers, exposes
 from atoll_lab.vcenter.sessions import Session
 
 
@@ -29,6 +29,26 @@ class SessionManager(Managed):
     def logout(self, call: Call) -> None:
         """Close the session with its views, collectors and filters."""
         self.site.sessions.end(call.session)
+        self.site.registry.end_session(call.session.key)
+
+    @answers("TerminateSession")
+    def terminate(self, call: Call, sessionId: list[str]) -> None:
+        """Close other sessions; InvalidArgument for the caller's own, NotFound for one that is none."""
+        if call.session.key in sessionId:
+            raise vmodl.fault.InvalidArgument(
+                msg="A session cannot terminate itself", invalidProperty="sessionId"
+            )
+        for key in sessionId:
+            other = self.site.sessions.find(key)
+            if other is None:
+                raise vim.fault.NotFound(msg=f"There is no session {key}")
+            self.site.sessions.end(other)
+            self.site.registry.end_session(key)
+
+    @exposes("sessionList")
+    def session_list(self) -> list[Any]:
+        """Everybody who is logged in."""
+        return [user_session(each) for each in self.site.sessions.all()]
 
     def current_session(self, call: Call) -> Any:
         """The caller's own session; the one property that depends on who asks."""

@@ -9,7 +9,7 @@ from atoll_lab.vcenter.objects.base import Call, Managed, answers, exposes
 from atoll_lab.vcenter.state import DiskState, SnapshotState
 
 if TYPE_CHECKING:
-    from atoll_lab.vcenter.objects.virtual_machine import VirtualMachine
+    from atoll_lab.vcenter.objects.vm_snapshots import SnapshotHolder
     from atoll_lab.vcenter.site import Site
 
 
@@ -18,7 +18,7 @@ class Snapshot(Managed):
 
     kind = vim.vm.Snapshot
 
-    def __init__(self, site: "Site", moid: str, vm: "VirtualMachine") -> None:
+    def __init__(self, site: "Site", moid: str, vm: "SnapshotHolder") -> None:
         super().__init__(site, moid)
         self._vm = vm
 
@@ -30,7 +30,7 @@ class Snapshot(Managed):
     @exposes("config")
     def config(self) -> Any:
         """The VM's configuration."""
-        return self._vm.config()
+        return self._vm.read("config")
 
     @exposes("childSnapshot")
     def children_refs(self) -> list[Any]:
@@ -40,30 +40,10 @@ class Snapshot(Managed):
     @answers("RemoveSnapshot_Task")
     def remove(self, call: Call, removeChildren: bool, consolidate: bool = True) -> Any:
         """Remove it, its children too if asked; else they hang below its parent."""
-
-        def work() -> None:
-            state = self._vm.state
-            with self.site.change():
-                own = self.site.registry.require(self.moid)
-                parent = next(each.parent for each in state.snapshots if each.moid == own.moid)
-                gone = {self.moid}
-                if removeChildren:
-                    for each in state.snapshots:  # a child always comes after its parent
-                        if each.parent in gone:
-                            gone.add(each.moid)
-                for each in state.snapshots:
-                    if each.parent in gone:
-                        each.parent = parent
-                state.snapshots = [each for each in state.snapshots if each.moid not in gone]
-                if state.current_snapshot in gone:
-                    state.current_snapshot = parent
-                for moid in gone:
-                    self.site.registry.remove(moid)
-
-        return self.site.tasks.start(self._vm, "RemoveSnapshot_Task", call.session.user or "", work)
+        return self._vm.remove_snapshot(call, self.moid, removeChildren)
 
 
-def snapshot_tree(vm: "VirtualMachine", parent: str | None) -> list[Any]:
+def snapshot_tree(vm: "SnapshotHolder", parent: str | None) -> list[Any]:
     """The snapshots below one, None for the roots."""
     return [
         vim.vm.SnapshotTree(
@@ -81,7 +61,7 @@ def snapshot_tree(vm: "VirtualMachine", parent: str | None) -> list[Any]:
     ]
 
 
-def disk_backing(vm: "VirtualMachine", disk: DiskState) -> Any:
+def disk_backing(vm: "SnapshotHolder", disk: DiskState) -> Any:
     """What is behind a disk: its file, below one delta file a snapshot."""
     datastore = vm.site.datastore(disk.datastore)
     if disk.kind == "rdm":
@@ -92,7 +72,7 @@ def disk_backing(vm: "VirtualMachine", disk: DiskState) -> Any:
             compatibilityMode="physicalMode",
         )
     backing = _flat(vm, disk, disk.path)
-    depth = 0 if disk.mode.startswith("independent") else _depth(vm)
+    depth = 0 if disk.mode.startswith("independent") else _depth(vm) + vm.state.deltas.left
     stem = disk.path.removesuffix(".vmdk")
     for number in range(1, depth + 1):
         below, backing = backing, _flat(vm, disk, f"{stem}-{number:06d}.vmdk")
@@ -100,17 +80,18 @@ def disk_backing(vm: "VirtualMachine", disk: DiskState) -> Any:
     return backing
 
 
-def _flat(vm: "VirtualMachine", disk: DiskState, path: str) -> Any:
+def _flat(vm: "SnapshotHolder", disk: DiskState, path: str) -> Any:
     datastore = vm.site.datastore(disk.datastore)
     return vim.vm.device.VirtualDisk.FlatVer2BackingInfo(
         fileName=datastore.path(path),
         datastore=datastore.ref,
         diskMode=disk.mode,
+        sharing=disk.sharing,
         thinProvisioned=False,
     )
 
 
-def _depth(vm: "VirtualMachine") -> int:
+def _depth(vm: "SnapshotHolder") -> int:
     """How many snapshots lie between the current one and its root."""
     parents = {each.moid: each.parent for each in vm.state.snapshots}
     depth, at = 0, vm.state.current_snapshot
@@ -119,5 +100,5 @@ def _depth(vm: "VirtualMachine") -> int:
     return depth
 
 
-def _children(vm: "VirtualMachine", parent: str | None) -> list[SnapshotState]:
+def _children(vm: "SnapshotHolder", parent: str | None) -> list[SnapshotState]:
     return [each for each in vm.state.snapshots if each.parent == parent]

@@ -20,9 +20,14 @@ class ContainerView(Managed):
     kind = vim.view.ContainerView
 
     def __init__(
-        self, site: "Site", container: Managed, kinds: tuple[Any, ...], recursive: bool
+        self,
+        site: "Site",
+        session: str,
+        container: Managed,
+        kinds: tuple[Any, ...],
+        recursive: bool,
     ) -> None:
-        super().__init__(site, f"session-view-{next(_numbers)}")
+        super().__init__(site, f"session-view-{next(_numbers)}", session)
         self._container = container
         self._kinds = kinds
         self._recursive = recursive
@@ -65,7 +70,7 @@ class ViewManager(Managed):
     ) -> Any:
         """A view of what lies below `container`; of every kind if `type` is not given."""
         base = self.site.registry.require(container._moId)
-        view = ContainerView(self.site, base, tuple(type or ()), recursive)
+        view = ContainerView(self.site, call.session.key, base, tuple(type or ()), recursive)
         self.site.registry.add(view)
         return view.ref
 

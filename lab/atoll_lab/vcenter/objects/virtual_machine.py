@@ -1,31 +1,21 @@
-"""A VM: what it is made of, where it runs, and its power, moves and snapshots."""
+"""A VM: what it is made of, where it runs, and its power and moves."""
 
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyVmomi import vim, vmodl
 
-from atoll_lab.vcenter.objects.base import Call, Managed, answers, exposes
-from atoll_lab.vcenter.objects.snapshot import Snapshot, disk_backing, snapshot_tree
-from atoll_lab.vcenter.state import DiskState, SnapshotState, VmState
-
-if TYPE_CHECKING:
-    from atoll_lab.vcenter.site import Site
+from atoll_lab.vcenter.objects.base import Call, answers, exposes
+from atoll_lab.vcenter.objects.snapshot import disk_backing
+from atoll_lab.vcenter.objects.vm_snapshots import SnapshotHolder
+from atoll_lab.vcenter.state import DiskState
 
 _SCSI_KEY = 1000
 _CREATED = datetime(2024, 1, 1, tzinfo=UTC)
 
 
-class VirtualMachine(Managed):
+class VirtualMachine(SnapshotHolder):
     """A registered VM."""
-
-    kind = vim.VirtualMachine
-
-    def __init__(self, site: "Site", state: VmState) -> None:
-        super().__init__(site, state.moid)
-        self.state = state
 
     @property
     def display_name(self) -> str:
@@ -39,6 +29,13 @@ class VirtualMachine(Managed):
     def datastore_ids(self) -> set[str]:
         """Datastores its files lie on."""
         return {self.state.datastore, *(disk.datastore for disk in self.state.disks)}
+
+    def stamp(self) -> Any:
+        """Its record, the names its paths begin with, and whether its host answers."""
+        stores = tuple(self.site.datastore(moid).state.name for moid in self.datastore_ids())
+        connected = self.site.host(self.state.host).state.connected
+        tasks = self.site.tasks.recent(self.moid)
+        return repr(self.state), stores, connected, tasks, repr(self.guestinfo())
 
     @exposes("name")
     def name(self) -> str:
@@ -72,12 +69,16 @@ class VirtualMachine(Managed):
                 memoryMB=1024,
                 device=[
                     vim.vm.device.ParaVirtualSCSIController(
-                        key=_SCSI_KEY, busNumber=0, sharedBus="noSharing"
+                        key=_SCSI_KEY, busNumber=0, sharedBus=state.bus_sharing
                     ),
                     *(self._device(number, disk) for number, disk in enumerate(state.disks)),
                 ],
             ),
         )
+        config.extraConfig = [
+            vim.option.OptionValue(key=key, value=value)
+            for key, value in sorted(self.guestinfo().items())
+        ]
         if state.manager is not None:
             config.managedBy = vim.ext.ManagedByInfo(extensionKey=state.manager, type="vm")
         return config
@@ -86,11 +87,13 @@ class VirtualMachine(Managed):
     def runtime(self) -> Any:
         """Where it runs, and whether."""
         return vim.vm.RuntimeInfo(
-            connectionState="connected",
-            powerState="poweredOn" if self.state.powered_on else "poweredOff",
+            connectionState=(
+                "connected" if self.site.host(self.state.host).state.connected else "disconnected"
+            ),
+            powerState=self._power_state(),
             host=vim.HostSystem(self.state.host),
-            consolidationNeeded=False,
-            faultToleranceState="notConfigured",
+            consolidationNeeded=self.needs_consolidation(),
+            faultToleranceState=self.state.fault_tolerance,
             toolsInstallerMounted=False,
             numMksConnections=0,
             recordReplayState="inactive",
@@ -103,21 +106,10 @@ class VirtualMachine(Managed):
         running = self.state.powered_on
         return vim.vm.GuestInfo(
             toolsStatus="toolsOk" if running else "toolsNotRunning",
-            toolsRunningStatus="guestToolsRunning" if running else "guestToolsNotRunning",
+            toolsRunningStatus=self.state.tools.running if running else "guestToolsNotRunning",
             guestFullName=self.state.guest_os,
             hostName=self.state.name,
             guestState="running" if running else "notRunning",
-        )
-
-    @exposes("snapshot")
-    def snapshot(self) -> Any:
-        """The tree of VMware snapshots, unset when there is none."""
-        state = self.state
-        if not state.snapshots or state.current_snapshot is None:
-            return None
-        return vim.vm.SnapshotInfo(
-            currentSnapshot=vim.vm.Snapshot(state.current_snapshot),
-            rootSnapshotList=snapshot_tree(self, None),
         )
 
     @exposes("datastore")
@@ -143,6 +135,16 @@ class VirtualMachine(Managed):
                 raise _wrong_power(self)
             self.site.remove_vm(self.moid)
 
+    @answers("Rename_Task")
+    def rename(self, call: Call, newName: str) -> Any:
+        """Give it another name; its files keep theirs."""
+
+        def work() -> None:
+            with self.site.change():
+                self.state.name = newName
+
+        return self._task(call, "Rename_Task", work)
+
     @answers("MigrateVM_Task")
     def migrate(
         self, call: Call, priority: Any, pool: Any = None, host: Any = None, state: Any = None
@@ -159,38 +161,6 @@ class VirtualMachine(Managed):
         datastore = spec.datastore._moId if spec.datastore else None
         disks = {each.diskId: each.datastore._moId for each in spec.disk}
         return self._task(call, "RelocateVM_Task", lambda: self.move(host, datastore, disks))
-
-    @answers("CreateSnapshot_Task")
-    def create_snapshot(
-        self, call: Call, name: str, memory: bool, quiesce: bool, description: str = ""
-    ) -> Any:
-        """A VMware snapshot; from now on the disks are written to delta files."""
-        return self._task(
-            call, "CreateSnapshot_Task", lambda: self._snapshot(name, description, quiesce)
-        )
-
-    @answers("CreateSnapshotEx_Task")
-    def create_snapshot_ex(
-        self, call: Call, name: str, memory: bool, description: str = "", quiesceSpec: Any = None
-    ) -> Any:
-        """The same with a quiesce specification."""
-        return self._task(
-            call,
-            "CreateSnapshotEx_Task",
-            lambda: self._snapshot(name, description, quiesceSpec is not None),
-        )
-
-    @answers("RemoveAllSnapshots_Task")
-    def remove_all_snapshots(self, call: Call, consolidate: bool = True, spec: Any = None) -> Any:
-        """Remove every snapshot."""
-
-        def work() -> None:
-            with self.site.change():
-                for snapshot in self.state.snapshots:
-                    self.site.registry.remove(snapshot.moid)
-                self.state.snapshots, self.state.current_snapshot = [], None
-
-        return self._task(call, "RemoveAllSnapshots_Task", work)
 
     def move(
         self,
@@ -220,6 +190,11 @@ class VirtualMachine(Managed):
             for disk in state.disks:
                 disk.datastore = homes[disk.key]
 
+    def _power_state(self) -> str:
+        if self.state.suspended:
+            return "suspended"
+        return "poweredOn" if self.state.powered_on else "poweredOff"
+
     def _power(self, on: bool) -> None:
         with self.site.registry.reading():
             if self.state.powered_on == on or self.state.template:
@@ -233,22 +208,6 @@ class VirtualMachine(Managed):
         with self.site.change():
             self.state.powered_on = on
 
-    def _snapshot(self, name: str, description: str, quiesced: bool) -> Any:
-        with self.site.change():
-            snapshot = SnapshotState(
-                moid=self.site.new_id("snapshot"),
-                name=name,
-                description=description,
-                created_at=time.time(),
-                quiesced=quiesced and self.state.powered_on,
-                parent=self.state.current_snapshot,
-            )
-            self.state.snapshots.append(snapshot)
-            self.state.current_snapshot = snapshot.moid
-            managed = Snapshot(self.site, snapshot.moid, self)
-            self.site.registry.add(managed)
-            return managed.ref
-
     def _device(self, number: int, disk: DiskState) -> Any:
         return vim.vm.device.VirtualDisk(
             key=disk.key,
@@ -259,9 +218,6 @@ class VirtualMachine(Managed):
             capacityInBytes=disk.size_bytes,
             backing=disk_backing(self, disk),
         )
-
-    def _task(self, call: Call, method: str, work: Callable[[], Any]) -> Any:
-        return self.site.tasks.start(self, method, call.session.user or "", work)
 
 
 def _wrong_power(vm: VirtualMachine) -> Any:

@@ -4,7 +4,7 @@ import pytest
 from pyVmomi import vim, vmodl
 
 from atoll_lab.vcenter.objects.base import Managed, exposes
-from atoll_lab.vcenter.properties import EMPTY, picture, select, updates, value_at
+from atoll_lab.vcenter.properties import advance, select, value_at
 from atoll_lab.vcenter.registry import Registry
 
 VERSION = "vim.version.v8_0_3_0"
@@ -138,24 +138,73 @@ def test_a_start_that_is_gone_is_refused():
         select(registry_of(), spec(Box("group-1"), wanted(vim.Folder, "name")))
 
 
-def test_updates_enter_modify_leave_and_nothing():
-    vm, box = Machine("vm-1"), Box("group-1")
-    registry = registry_of(vm, box)
-    asked = Q.FilterSpec(
+def both(vm, box):
+    return Q.FilterSpec(
         objectSet=[Q.ObjectSpec(obj=vm.ref), Q.ObjectSpec(obj=box.ref)],
         propSet=[wanted(vim.VirtualMachine, "runtime.host"), wanted(vim.Folder, "name")],
     )
-    first = picture(select(registry, asked), VERSION)
-    assert {(each.kind, each.obj._moId) for each in updates(EMPTY, first)} == {
+
+
+def test_updates_enter_modify_leave_and_nothing():
+    vm, box = Machine("vm-1"), Box("group-1")
+    registry = registry_of(vm, box)
+    asked = both(vm, box)
+    first = advance({}, select(registry, asked), VERSION, None)
+    assert {(each.kind, each.obj._moId) for each in first.updates} == {
         ("enter", "vm-1"),
         ("enter", "group-1"),
     }
-    assert updates(first, picture(select(registry, asked), VERSION)) == []
+    assert advance(first.picture, select(registry, asked), VERSION, None).updates == []
 
     vm.host, box.title = "host-2", None
-    second = picture(select(registry, asked), VERSION)
+    second = advance(first.picture, select(registry, asked), VERSION, None)
 
-    changes = {each.obj._moId: each.changeSet[0] for each in updates(first, second)}
+    changes = {each.obj._moId: each.changeSet[0] for each in second.updates}
     assert (changes["vm-1"].op, changes["vm-1"].val._moId) == ("assign", "host-2")
     assert (changes["group-1"].op, changes["group-1"].val) == ("indirectRemove", None)
-    assert {each.kind for each in updates(second, EMPTY)} == {"leave"}
+    gone = advance(second.picture, [], VERSION, None)
+    assert {each.kind for each in gone.updates} == {"leave"}
+    assert gone.picture == {}
+
+
+def test_parts_together_tell_the_same_as_the_whole():
+    vm, box = Machine("vm-1"), Box("group-1")
+    registry = registry_of(vm, box)
+    seen = select(registry, both(vm, box))
+
+    first = advance({}, seen, VERSION, 1)
+    second = advance(first.picture, seen, VERSION, 1)
+
+    assert (first.truncated, second.truncated) == (True, False)
+    told = [each.obj._moId for each in (*first.updates, *second.updates)]
+    assert told == ["vm-1", "group-1"]
+    assert second.picture == advance({}, seen, VERSION, None).picture
+    assert not advance(second.picture, seen, VERSION, 1).truncated
+
+
+def test_an_object_with_the_stamp_of_before_is_not_read_again():
+    vm, box = Machine("vm-1"), Box("group-1")
+    registry = registry_of(vm, box)
+    vm.stamp = lambda: "same"
+    before = advance({}, select(registry, both(vm, box)), VERSION, None).picture
+    vm.host, box.title = "host-2", "another"
+
+    again = select(registry, both(vm, box), before)
+
+    assert [each.obj._moId for each in advance(before, again, VERSION, None).updates] == ["group-1"]
+    vm.stamp = lambda: "another"
+    now = select(registry, both(vm, box), before)
+    assert len(advance(before, now, VERSION, None).updates) == 2
+
+
+def test_a_forbidden_path_is_missing_whatever_the_stamp_says():
+    vm, box = Machine("vm-1"), Box("group-1")
+    registry = registry_of(vm, box)
+    vm.stamp = lambda: "same"
+    before = advance({}, select(registry, both(vm, box)), VERSION, None).picture
+    registry.forbidden.add(("vm-1", "runtime.host"))
+
+    (update,) = advance(before, select(registry, both(vm, box), before), VERSION, None).updates
+
+    assert [missing.path for missing in update.missingSet] == ["runtime.host"]
+    assert update.changeSet == []
