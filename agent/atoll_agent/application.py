@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from atoll_agent.clock import Deadline
 from atoll_agent.errors import ConfigError
@@ -76,6 +76,13 @@ class Application(Protocol):
         """Which server of that kind."""
         ...
 
+    def remark(self, deadline: Deadline) -> str:
+        """One line for `status`: how it will be held, or what is missing for that.
+
+        Asks the server, changes nothing and does not raise.
+        """
+        ...
+
     def recover(self, deadline: Deadline) -> None:
         """Undo what an agent that was killed left changed in it. Raises ApplicationError."""
         ...
@@ -120,4 +127,13 @@ class Application(Protocol):
 
     def testify(self, deadline: Deadline) -> Testimony:
         """Look, and change nothing. Does not raise."""
+        ...
+
+
+@runtime_checkable
+class KeepsRecord(Protocol):
+    """What an application has beside, whose server keeps a record of its backups."""
+
+    def note_snapshot(self, taken: bool) -> None:
+        """Hear, before `still_held`, whether a snapshot was taken while it was held."""
         ...

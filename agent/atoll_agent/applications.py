@@ -1,6 +1,7 @@
 """Every application found in this guest."""
 
 from collections import Counter
+from pathlib import Path
 
 from atoll_agent.application import Application
 from atoll_agent.config import Config
@@ -24,6 +25,7 @@ def _known(config: Config, running: Counter[str]) -> list[Application]:
     found: list[Application] = []
     for module in MODULES:
         configured = [entry for entry in config.applications if entry.kind == module.kind]
-        if configured or (config.discover and running[module.kind]):
+        there = running[module.kind] or (module.directory and Path(module.directory).is_dir())
+        if configured or (config.discover and there):
             found += load_module(module.kind).discover(configured, config.discover)
     return found

@@ -11,8 +11,8 @@ from typing import TypeVar
 from atoll_agent.application import Application, HeldApplication
 from atoll_agent.clock import Deadline
 from atoll_agent.errors import ApplicationError
-from atoll_agent.guard import Guard
 from atoll_agent.mounts import Mount
+from atoll_agent.system import this_system
 
 ARMED_SECONDS = 120.0
 """How long an armed guest waits for its hold."""
@@ -48,7 +48,7 @@ class Armed:
         self._limit = Deadline(ARMED_SECONDS)
         try:
             sessions = self._open(applications, deadline)
-            self.guard = Guard(self.mounts, sessions, _WATCHDOG_SECONDS)
+            self.guard = this_system().guard(self.mounts, sessions, _WATCHDOG_SECONDS)
         except BaseException:
             self.close()
             raise

@@ -4,8 +4,10 @@ import time
 
 
 def boottime() -> float:
-    """Seconds since boot, suspension included (CLOCK_BOOTTIME)."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    """Seconds since boot, suspension included (CLOCK_BOOTTIME; the only such clock of Windows)."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
 
 
 class Deadline:

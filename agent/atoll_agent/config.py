@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from atoll_agent.application import ApplicationConfig
 from atoll_agent.errors import ConfigError
 from atoll_agent.modules import MODULES, find_module
+from atoll_agent.vmware.times import VmwareTimes, parse_times
 
 DEFAULT_PATH = Path("/etc/atoll/agent.json")
 DEFAULT_PORT = 8443
@@ -25,6 +26,15 @@ _KEYS = {
     "discover",
     "freeze_only",
     "freeze_never",
+    "vmware",
+}
+# What a guest lacks that no director was introduced to.
+_UNENROLLED = {
+    "name": "this guest",
+    "instance_uuid": "unknown",
+    "certificate": "none",
+    "key": "none",
+    "authority": "none",
 }
 
 
@@ -33,6 +43,7 @@ class Config:
     """The whole file. Relative paths are taken from the file's directory.
 
     `freeze_only` None means every writable ext4, XFS and btrfs file system.
+    `vmware` is how long a hold may take that VMware Tools asks for.
     """
 
     name: str
@@ -46,10 +57,20 @@ class Config:
     discover: bool
     freeze_only: tuple[str, ...] | None
     freeze_never: tuple[str, ...]
+    vmware: VmwareTimes = field(default_factory=VmwareTimes)
 
 
 def load_config(path: Path) -> Config:
     """Read the file; ConfigError says which key is wrong."""
+    return _config(_read(path), path)
+
+
+def load_unenrolled(path: Path) -> Config:
+    """The same where the guest need not be enrolled: without the file everything is as by default."""
+    return _config({**_UNENROLLED, **(_read(path) if path.exists() else {})}, path)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
     try:
         given = json.loads(path.read_text())
     except OSError as error:
@@ -58,6 +79,10 @@ def load_config(path: Path) -> Config:
         raise ConfigError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(given, dict) or set(given) - _KEYS:
         raise ConfigError(f"{path} must be an object with keys among {', '.join(sorted(_KEYS))}.")
+    return given
+
+
+def _config(given: Mapping[str, Any], path: Path) -> Config:
     base = path.resolve().parent
     only = given.get("freeze_only")
     return Config(
@@ -72,6 +97,7 @@ def load_config(path: Path) -> Config:
         discover=bool(given.get("discover", True)),
         freeze_only=None if only is None else _texts(given, "freeze_only"),
         freeze_never=_texts(given, "freeze_never"),
+        vmware=parse_times(given.get("vmware", {})),
     )
 
 

@@ -29,6 +29,19 @@ class ConflictError(AgentError):
     code = "conflict"
 
 
+class BusyError(AgentError):
+    """A hold is under way, and what was asked must wait for its end."""
+
+    http_status = 503
+    code = "busy"
+
+
+class EnrolmentError(AgentError):
+    """This guest could not be enrolled; nothing was changed."""
+
+    code = "enrolment"
+
+
 class HoldError(AgentError):
     """The guest could not be held; nothing is held any more."""
 

@@ -1,7 +1,6 @@
 """FIFREEZE and FITHAW (linux/fs.h) on file descriptors opened beforehand."""
 
 import errno
-import fcntl
 import os
 from collections.abc import Sequence
 
@@ -15,6 +14,8 @@ def freeze(descriptor: int) -> str:
 
     Returns an empty string, or why it could not be frozen.
     """
+    import fcntl  # this module is imported on Windows too, where nothing calls it
+
     try:
         fcntl.ioctl(descriptor, _FIFREEZE, 0)
     except OSError as error:
@@ -26,6 +27,8 @@ def freeze(descriptor: int) -> str:
 
 def thaw(descriptor: int) -> str:
     """Thaw a file system; returns an empty string, or why there was nothing to thaw."""
+    import fcntl
+
     try:
         fcntl.ioctl(descriptor, _FITHAW, 0)
     except OSError as error:

@@ -20,6 +20,8 @@ from atoll_agent.mounts import Mount
 _START_SECONDS = 30.0
 _BEGIN_SECONDS = 2.0
 _THAW_SECONDS = 5.0
+# After the lease, for a watchdog that is late because the guest is busy.
+_OVERDUE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class Guard:
         self._refusal = ""
         self._ending: Ending | None = None
         self._asked = False
+        self._lease_seconds = 0.0
+        self._overdue: threading.Timer | None = None
+        self._hung = False
         self._descriptors: list[int] = []
         pidfds: list[int] = []
         try:
@@ -91,6 +96,7 @@ class Guard:
         froze is let go without `thaw` having been called.
         """
         self._on_end = on_end
+        self._lease_seconds = lease_seconds
         self._command(f"begin {deadline.remaining!r} {lease_seconds!r}\n".encode())
         self._wait(lambda: self._begun, min(_BEGIN_SECONDS, deadline.remaining))
         with self._changed:
@@ -102,6 +108,7 @@ class Guard:
         Must follow `begin`. Raises HoldError, with nothing left frozen, when one of them refuses or
         the time runs out.
         """
+        self._watch_the_watchdog(deadline.remaining + self._lease_seconds + _OVERDUE_SECONDS)
         self._told_to_freeze = True
         self._command(b"freeze\n")
         self._wait(lambda: self._frozen_at is not None, deadline.remaining)
@@ -195,11 +202,23 @@ class Guard:
 
     def _end(self, ending: Ending) -> None:
         with self._changed:
+            if self._overdue is not None:
+                self._overdue.cancel()
             self._ending = ending
             asked = self._asked
             self._changed.notify_all()
         if not asked and self._frozen_at is not None and self._on_end is not None:
             threading.Thread(target=self._on_end, args=(ending,), name="broke", daemon=True).start()
+
+    def _watch_the_watchdog(self, seconds: float) -> None:
+        """Should it hang, its lease would never end."""
+        self._overdue = threading.Timer(seconds, self._end_the_watchdog)
+        self._overdue.daemon = True
+        self._overdue.start()
+
+    def _end_the_watchdog(self) -> None:
+        self._hung = True
+        self._process.kill()
 
     def _end_ourselves(self) -> Ending:
         # What was never told to freeze is frozen by somebody else if it is at all.
@@ -207,6 +226,8 @@ class Guard:
             for descriptor in reversed(self._descriptors):
                 freezing.thaw(descriptor)
         status = self._process.returncode
+        if self._hung:
+            return Ending(False, "the watchdog hung, and the agent ended it", 0.0)
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
         return Ending(False, f"the watchdog died ({how})", 0.0)
 

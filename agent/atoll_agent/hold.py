@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from atoll_agent.application import Application, HeldApplication
+from atoll_agent.application import Application, HeldApplication, KeepsRecord
 from atoll_agent.arming import Armed
 from atoll_agent.clock import Deadline
 from atoll_agent.errors import HoldError
@@ -92,12 +92,21 @@ class Hold:
         )
         return self.held
 
-    def finish(self) -> Released:
-        """Thaw file systems, then applications, and say whether all was held until now."""
+    def finish(self, snapshot: bool | None = None) -> Released:
+        """Thaw file systems, then applications, and say whether all was held until now.
+
+        `snapshot` is whether one was taken, for applications that keep a record of it.
+        """
         assert self.held is not None
         ending = self._armed.guard.thaw()
+
+        def let_go(application: Application) -> str:
+            if snapshot is not None and isinstance(application, KeepsRecord):
+                application.note_snapshot(snapshot)
+            return _let_go(application)
+
         # Locks cannot be lost and had again, so asking now speaks for the whole hold.
-        lost = [reason for reason in self._armed.each(_let_go) if reason]
+        lost = [reason for reason in self._armed.each(let_go) if reason]
         now = time.time()
         return Released(
             run=self.request.run,

@@ -3,25 +3,27 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 from atoll_agent.application import Application
 from atoll_agent.arming import ARMED_SECONDS, Armed, in_parallel
 from atoll_agent.clock import Deadline
-from atoll_agent.errors import AgentError, ApplicationError, ConflictError, HoldError
+from atoll_agent.errors import AgentError, ApplicationError, BusyError, ConflictError, HoldError
 from atoll_agent.guard import Ending
 from atoll_agent.hold import Held, Hold, Released
 from atoll_agent.mounts import Mount
 from atoll_agent.protocol import FreezeRequest
-from atoll_agent.syncing import sync_filesystem
+from atoll_agent.system import this_system
 
 _T = TypeVar("_T")
 
 _REMEMBERED = 64
-_PREPARE_SECONDS = 600.0
+PREPARE_SECONDS = 600.0
+# Of the time to freeze, what applications may use to open their sessions when none were ready.
+_ARM_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,10 @@ class Keeper:
         self._past: OrderedDict[str, Released] = OrderedDict()
         self._called_off: OrderedDict[str, None] = OrderedDict()
 
-    def prepare(self, run: str) -> None:
+    def prepare(self, run: str, seconds: float = PREPARE_SECONDS) -> None:
         """Flush file systems and applications while everything serves, then arm the guest.
+
+        Applications may take `seconds` for it.
 
         What was armed before is disarmed. An application that does not flush is
         left to the hold, which tries again and tells. Raises ConflictError while
@@ -72,7 +76,7 @@ class Keeper:
             if self._state.state != "idle":
                 raise self._conflict(run)
         self._disarm()
-        deadline = Deadline(_PREPARE_SECONDS)
+        deadline = Deadline(seconds)
         mounts, applications = self._find_mounts(), self._find_applications()
         _sync(mounts)
         in_parallel(applications, _attempt(lambda each: each.prepare(deadline)))
@@ -89,18 +93,26 @@ class Keeper:
     def freeze(self, request: FreezeRequest) -> Held:
         """Hold the guest; while the same run holds it, answers the same again.
 
-        Quick when `prepare` armed the guest for this run, else arms it first.
+        Quick when `prepare` armed the guest for this run, else arms it first. Asked
+        again while it is under way, it answers as the first one does.
         Raises ConflictError when another run holds it, HoldError when it could
         not be held or was let go before it came; then nothing is.
         """
         deadline = Deadline(request.budget_seconds)
+        under_way = State("freezing", request.run)
         with self._changed:
+            again = self._state == under_way
+            self._changed.wait_for(lambda: self._state != under_way, deadline.remaining)
             if self._state == State("held", request.run) and self._hold and self._hold.held:
                 return self._hold.held
             if self._state.state != "idle":
                 raise self._conflict(request.run)
+            if again:
+                # It failed, or was thawed meanwhile: nobody may want it held any more.
+                reason = self._past[request.run].reason
+                raise HoldError(reason or f"Run {request.run} was thawed meanwhile.")
             if request.run in self._called_off:
-                raise HoldError(f"Run {request.run} was thawed before it was to be held.")
+                raise HoldError(f"Run {request.run} was thawed before this freeze came.")
             self._state = State("freezing", request.run)
             self._cancelled = False
             self._past.pop(request.run, None)
@@ -118,11 +130,12 @@ class Keeper:
             self._changed.notify_all()
         return held
 
-    def thaw(self, run: str) -> Released:
+    def thaw(self, run: str, snapshot: bool | None = None) -> Released:
         """Let go of this run's hold and say whether it was unbroken; the same answer when repeated.
 
-        A guest that was armed for this run and never held is disarmed, and a
-        freeze that was under way to it is refused when it arrives.
+        `snapshot` is whether one was taken meanwhile, as far as it is known.
+        A guest that was armed for this run and never held is disarmed. A freeze
+        of this run that arrives later is refused.
         """
         with self._changed:
             if self._state == State("freezing", run):
@@ -139,9 +152,10 @@ class Keeper:
             else:
                 reason = f"this agent holds nothing for run {run}"
                 released = Released(run, False, reason, None, time.time())
-                _remember(self._called_off, run, None)
+            # Who thaws wants it held no more, whatever freeze is still on its way.
+            _remember(self._called_off, run, None)
         if mine and hold is not None:
-            released = hold.finish()
+            released = hold.finish(snapshot)
             self._settle(released)
         elif armed is not None:
             self._disarm(armed)
@@ -151,6 +165,20 @@ class Keeper:
         """What is held now."""
         with self._changed:
             return self._state
+
+    def look(self) -> tuple[Sequence[Application], Sequence[Mount]]:
+        """What a hold would hold now. Raises BusyError while one is under way."""
+        with self.undisturbed():
+            pass
+        return self._find_applications(), self._find_mounts()
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Keeps holds from beginning meanwhile. Raises BusyError while one is under way."""
+        with self._changed:
+            if self._state.state != "idle":
+                raise BusyError(f"Run {self._state.run} holds this guest; ask again after it.")
+            yield
 
     def stop(self) -> None:
         """Let go of whatever is held or armed, because the agent ends."""
@@ -175,7 +203,9 @@ class Keeper:
             raise
         if armed is not None:
             armed.disarm()
-        armed = Armed(request.run, applications, mounts, deadline)
+        # One that hangs must not use up the time of those that do not.
+        limit = deadline.within(deadline.remaining * _ARM_SHARE)
+        armed = Armed(request.run, applications, mounts, limit)
         hold = Hold(request, armed, self._broke)
         if not hold.begin(deadline):
             armed.disarm()
@@ -239,7 +269,7 @@ def _sync(mounts: Sequence[Mount]) -> None:
     for mount in mounts:
         # Gone since it was listed: there is nothing to flush.
         with suppress(FileNotFoundError):
-            sync_filesystem(mount.mountpoint)
+            this_system().sync(mount.mountpoint)
 
 
 def _attempt(flush: Callable[[Application], None]) -> Callable[[Application], None]:

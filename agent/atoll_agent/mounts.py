@@ -114,12 +114,13 @@ def _loops_below(device: str, mounts: Sequence[Mount], seen: frozenset[str]) -> 
     backing = real / "loop" / "backing_file"
     if backing.exists():
         path = backing.read_text().strip()
-        host = _mount_holding(path, mounts)
+        host = mount_holding(path, mounts)
         found = 1 + (_loops_below(host.device, mounts, seen) if host else 0)
     return found
 
 
-def _mount_holding(path: str, mounts: Sequence[Mount]) -> Mount | None:
+def mount_holding(path: str, mounts: Sequence[Mount]) -> Mount | None:
+    """The mount a file lies on, the deepest; None when there is none."""
     holding = [
         mount
         for mount in mounts

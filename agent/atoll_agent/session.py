@@ -1,7 +1,7 @@
 """A database client kept open as a subprocess, so that its locks live exactly as long as it does."""
 
 import os
-import pwd
+import re
 import selectors
 import signal
 import subprocess
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from atoll_agent.clock import Deadline
 from atoll_agent.errors import ApplicationError
+from atoll_agent.owners import as_owner
 
 _MAX_ANSWER_BYTES = 1 << 20
 
@@ -24,10 +25,13 @@ class StatementError(ApplicationError):
 class Session:
     """One client on its server's local socket. Not thread-safe.
 
-    Statements go to standard input, each followed by one that prints a marker;
-    what the client writes to standard error before the marker is the
-    statement's failure. When the agent dies, the client reads end of file and
-    leaves, and the server drops its locks.
+    Statements go to standard input, each followed by one that prints a marker
+    on a line of its own; what the client writes to standard error before the
+    marker is the statement's failure, and so is a line of its output that
+    matches `refusal`, for clients that do not tell them apart. When the agent
+    dies, the client reads end of file and leaves, and the server drops its
+    locks. `terminator` ends a statement. `descriptors` are left open in the
+    client, for a password that it reads from a pipe.
     """
 
     def __init__(
@@ -36,12 +40,17 @@ class Session:
         mark: Callable[[str], str],
         environment: Mapping[str, str],
         owner: str | None,
+        *,
+        terminator: str = ";",
+        refusal: re.Pattern[str] | None = None,
+        descriptors: Sequence[int] = (),
     ) -> None:
         self._mark = mark
+        self._terminator = terminator
+        self._refusal = refusal
         self._count = 0
         self._answer = b""
         self._errors = b""
-        as_other = owner is not None and os.geteuid() == 0
         try:
             self._process = subprocess.Popen(
                 argv,
@@ -50,11 +59,10 @@ class Session:
                 stderr=subprocess.PIPE,
                 env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", **environment},
                 cwd="/",
-                user=owner if as_other else None,
-                group=_group_of(owner) if as_other else None,
-                extra_groups=[] if as_other else None,
+                pass_fds=descriptors,
+                **as_owner(owner),
             )
-        except (OSError, KeyError) as error:
+        except OSError as error:
             raise ApplicationError(
                 f"The client {argv[0]} could not be started: {error}."
             ) from error
@@ -82,7 +90,7 @@ class Session:
         """Start a statement whose answer `collect` fetches."""
         self._count += 1
         self._answer = b""
-        line = f"{statement};\n{self._mark(self._marker())}\n"
+        line = f"{statement}{self._terminator}\n{self._mark(self._marker())}\n"
         assert self._process.stdin is not None
         try:
             os.write(self._process.stdin.fileno(), line.encode())
@@ -91,8 +99,9 @@ class Session:
 
     def collect(self, deadline: Deadline) -> str:
         """The answer to what was sent; StillRunningError when the deadline passes first."""
-        end = f"{self._marker()}\n".encode()
-        while not (self._answer == end or self._answer.endswith(b"\n" + end)):
+        # Some clients pad the line, and some print more after it.
+        end = re.compile(rb"^[ \t]*%b[ \t]*\r?\n" % self._marker().encode(), re.MULTILINE)
+        while (found := end.search(self._answer)) is None:
             if not self._receive(deadline.remaining):
                 raise StillRunningError("The server did not answer in time.")
         # The client reported failures before it went on to the marker.
@@ -100,7 +109,10 @@ class Session:
         errors, self._errors = self._errors.decode(errors="replace").strip(), b""
         if errors:
             raise StatementError(_first_line(errors))
-        return self._answer[: -len(end)].decode(errors="replace").removesuffix("\n")
+        answer = self._answer[: found.start()].decode(errors="replace").removesuffix("\n")
+        if self._refusal is not None and (refused := self._refusal.search(answer)):
+            raise StatementError(_first_words(answer[refused.start() :]))
+        return answer
 
     def close(self) -> None:
         """End the client; the server rolls back and drops its locks."""
@@ -138,15 +150,20 @@ class Session:
             _, errors = self._process.communicate(timeout=1)
         except (subprocess.TimeoutExpired, ValueError, OSError):
             errors = b""
+        # A client with a refusal of its own says on standard output why it leaves.
+        told = self._answer.decode(errors="replace")
+        if self._refusal is not None and (refused := self._refusal.search(told)):
+            return ApplicationError(_first_words(told[refused.start() :]))
         said = _first_line((self._errors + (errors or b"")).decode(errors="replace").strip())
         return ApplicationError(said or "The connection to the server was lost.")
 
 
-def _group_of(owner: str | None) -> int | None:
-    return pwd.getpwnam(owner).pw_gid if owner else None
+def _first_words(text: str) -> str:
+    """The beginning of a refusal that some clients spread over lines."""
+    return " ".join(line.strip() for line in text.splitlines()[:3] if line.strip())[:500]
 
 
 def _first_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip(" -")]
     named = [line for line in lines if "ERROR" in line or "error:" in line]
-    return (named or lines or [""])[0][:500]
+    return named[0][:500] if named else _first_words(text)

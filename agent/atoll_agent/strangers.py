@@ -11,7 +11,9 @@ from pathlib import Path
 from atoll_agent.application import Application, HeldApplication, Testimony
 from atoll_agent.clock import Deadline
 from atoll_agent.errors import ApplicationError
-from atoll_agent.modules import MODULES
+from atoll_agent.modules import MODULES, VSS
+from atoll_agent.servers import PROC, matches, processes
+from atoll_agent.system import is_windows
 
 
 class Stranger:
@@ -25,6 +27,9 @@ class Stranger:
             f"{running} servers run in this guest and the agent knows {known}; "
             "name the others in agent.json"
         )
+
+    def remark(self, deadline: Deadline) -> str:
+        return f"not held: {self.detail}"
 
     def prepare(self, deadline: Deadline) -> None:
         """Nothing can be asked of it."""
@@ -64,22 +69,27 @@ def find_strangers(known: Sequence[Application], running: Counter[str]) -> list[
     ]
 
 
-def count_servers(proc: Path = Path("/proc")) -> Counter[str]:
-    """How many servers of each kind run; of one that is many processes, the first alone counts."""
-    kinds = {name: module.kind for module in MODULES for name in module.processes}
-    names: dict[int, str] = {}
-    parents: dict[int, int] = {}
-    for entry in proc.iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text(errors="replace")
-            except OSError:
-                continue  # it ended meanwhile
-            # The name is in brackets and may hold anything, brackets too (proc(5)).
-            name, _, rest = stat.partition("(")[2].rpartition(")")
-            names[int(entry.name)], parents[int(entry.name)] = name, int(rest.split()[1])
+def count_servers(proc: Path = PROC) -> Counter[str]:
+    """How many servers of each kind run; of one that is many processes, the first alone counts.
+
+    Windows is asked as a whole, through VSS.
+    """
+    if is_windows():
+        return Counter({VSS: 1})
+    everyone = processes(proc)
+    kinds = {
+        process.pid: module.kind
+        for process in everyone
+        for module in MODULES
+        if matches(process, module.processes)
+    }
+    names = {process.pid: process.name for process in everyone}
     return Counter(
-        kinds[name]
-        for pid, name in names.items()
-        if name in kinds and names.get(parents[pid]) != name
+        kinds[process.pid]
+        for process in everyone
+        if process.pid in kinds
+        and not (
+            kinds.get(process.parent) == kinds[process.pid]
+            and names[process.parent] == process.name
+        )
     )

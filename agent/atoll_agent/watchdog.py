@@ -96,7 +96,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: os.write(wake_write, b"s"))
     orders, rest = _read_orders()
-    _stay_in_memory()
+    stay_in_memory()
     frost = Frost(orders.mountpoints, orders.descriptors)
     _say(event="ready")
     return _Watch(orders, frost, wake_read, wake_write, rest).run()
@@ -128,7 +128,8 @@ class _Watch:
                     self._freezer = threading.Thread(target=self._freeze)
                     self._freezer.start()
                 elif command == b"thaw":
-                    return self._end("")
+                    # One who was kept from running may find both at once; then the time was over.
+                    return self._end(self._limit if self._deadline.passed else "")
             if self._deadline.passed:
                 return self._end(self._limit)
             timeout = min(self._deadline.remaining, _TICK_SECONDS)
@@ -206,7 +207,7 @@ def _read_orders() -> tuple[Orders, bytes]:
     )
 
 
-def _stay_in_memory() -> None:
+def stay_in_memory() -> None:
     """Keep every page resident and be the last to be killed for want of memory, where allowed."""
     # Paging in from a frozen file system still works (reads are served), so a refusal
     # by a container's limits makes us slower, not unsafe.

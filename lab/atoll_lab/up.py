@@ -212,6 +212,7 @@ def _vcenter(where: Places, engine: ManagedEngine) -> Control:
                     *(sys.executable, "-m", "atoll_lab.vcenter", "--dir", str(where.vcenter)),
                     *("--user", USER),
                     *("--password-file", str(where.root / "vcenter.password")),
+                    *("--guests", str(where.guests)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -338,6 +339,8 @@ def _enrol(where: Places, vm: blueprint.VmPlan, record: LabRecord) -> Path:
             port=record.agent_ports[vm.name],
             listen_port=DEFAULT_PORT,
             applications=[vm.application],
+            # As with the director's own times: emulated guests need longer than real ones.
+            vmware={"prepare_seconds": 120, "budget_seconds": 40, "lease_seconds": 60},
         )
     return drive
 

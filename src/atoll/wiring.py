@@ -14,6 +14,7 @@ from atoll.guests.authority import Authority
 from atoll.guests.channel import open_channels
 from atoll.guests.interface import GuestAgent
 from atoll.guests.registry import AgentRegistry
+from atoll.guests.renewal import renew_due
 from atoll.model.errors import ConfigurationError, StorageUnreachableError
 from atoll.repository.keys import KeyFile, create_key_file
 from atoll.repository.repository import Repository
@@ -56,6 +57,7 @@ def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
         engine=cache(partial(open_engine, settings)),
         repository=cache(repository),
         agents=cache(partial(open_agents, settings)),
+        renew_agents=partial(renew_agents, settings),
         authority=cache(partial(open_authority, settings)),
         journal=cache(partial(Journal, settings.director.state_directory)),
         hold=HoldPolicy(
@@ -204,6 +206,17 @@ def open_agents(settings: Settings) -> Mapping[str, GuestAgent]:
     if not agents:
         return {}
     return open_channels(agents, open_authority(settings).credentials, registry)
+
+
+def renew_agents(settings: Settings) -> list[str]:
+    """Renew the agents' certificates that are due: a sentence for each that could not be."""
+    if settings.agents is None or not AgentRegistry(settings.agents.directory).agents():
+        return []
+    return [
+        f"The certificate of {one.name}'s agent was not renewed: {one.problem}"
+        for one in renew_due(open_authority(settings))
+        if one.problem
+    ]
 
 
 def open_authority(settings: Settings) -> Authority:

@@ -3,7 +3,14 @@
 import time
 from dataclasses import dataclass, field
 
-from atoll.guests.interface import Frozen, GuestStatus, Thawed
+from atoll.guests.interface import (
+    Findings,
+    FoundApplication,
+    FoundFilesystem,
+    Frozen,
+    GuestStatus,
+    Thawed,
+)
 from atoll.model.consistency import ApplicationState
 from atoll.model.errors import AgentUnavailableError, HoldFailedError
 
@@ -38,6 +45,7 @@ class FakeAgent:
     calls: list[tuple[str, str]] = field(default_factory=list)
     holding: Frozen | None = None
     _past: dict[str, Thawed] = field(default_factory=dict)
+    _thawed: set[str] = field(default_factory=set)
 
     def prepare(self, run: str) -> None:
         self._enter("prepare", run)
@@ -48,14 +56,17 @@ class FakeAgent:
         self._refuse_others(run)
         if self.refuses:
             raise HoldFailedError(f"Guest {self.name} could not be held: {self.refuses}")
+        if run in self._thawed:
+            raise HoldFailedError(f"Guest {self.name} could not be held: {run} was thawed before.")
         if self.holding is None:
             self._past.pop(run, None)
             now = time.time()
             self.holding = Frozen(run, now, now, self.applications, self.filesystems, 0.0, 0.001)
         return self.holding
 
-    def thaw(self, run: str) -> Thawed:
+    def thaw(self, run: str, snapshot: bool | None = None) -> Thawed:
         self._enter("thaw", run)
+        self._thawed.add(run)
         if run in self._past:
             return self._past[run]
         if self.holding is None or self.holding.run != run:
@@ -67,6 +78,13 @@ class FakeAgent:
         run = self.holding.run if self.holding else ""
         state = "held" if self.holding else "idle"
         return GuestStatus("0", self.name, "", state, run, time.time(), 1.0, 0.0, 0.001)
+
+    def look(self) -> Findings:
+        self._enter("look", "")
+        return Findings(
+            tuple(FoundApplication(one.kind, one.name, "") for one in self.applications),
+            tuple(FoundFilesystem(mount, "ext4", "/dev/sda1") for mount in self.filesystems),
+        )
 
     def break_hold(self, reason: str) -> None:
         """The hold ends by itself, as when its lease is over."""

@@ -131,7 +131,9 @@ class LiveLab:
         assert "Traceback" not in outcome.err, outcome
         return outcome
 
-    def settings(self, name: str, changes: Mapping[str, str | int | float | Path]) -> Path:
+    def settings(
+        self, name: str, changes: Mapping[str, str | int | float | Path | list[str]]
+    ) -> Path:
         """A copy of the settings with changes, keyed `section.name`; one file for each `name`.
 
         It lies beside the original, so that relative paths in it mean the same.
@@ -269,5 +271,7 @@ def _processes() -> list[tuple[int, str]]:
     return found
 
 
-def _toml(value: str | int | float | Path) -> str:
+def _toml(value: str | int | float | Path | list[str]) -> str:
+    if isinstance(value, list):
+        return json.dumps(value)
     return json.dumps(str(value)) if isinstance(value, str | Path) else str(value)

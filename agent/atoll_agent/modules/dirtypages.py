@@ -21,10 +21,8 @@ _SETTINGS = ("innodb_max_dirty_pages_pct", "innodb_max_dirty_pages_pct_lwm")
 _FEW_PAGES = 200
 _LIMIT_SECONDS = 30.0
 _NO_LONGER_FALLING_SECONDS = 3.0
-_DIRTY = (
-    "SELECT variable_value FROM information_schema.global_status "
-    "WHERE variable_name = 'innodb_buffer_pool_pages_dirty'"
-)
+# Which tables hold the status differs between the servers, this statement does not.
+_DIRTY = "SHOW GLOBAL STATUS LIKE 'innodb_buffer_pool_pages_dirty'"
 
 
 def write_dirty_pages(
@@ -72,7 +70,7 @@ def _remember(session: Session, name: str, deadline: Deadline, memory: Path) -> 
 def _await_few(session: Session, deadline: Deadline) -> int:
     lowest, since = None, time.monotonic()
     while True:
-        answer = session.ask(_DIRTY, deadline)
+        answer = session.ask(_DIRTY, deadline).rpartition("\t")[2]
         if not answer.isdigit():
             raise ApplicationError("the server does not tell how many of its pages are dirty")
         dirty = int(answer)

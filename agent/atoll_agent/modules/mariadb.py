@@ -1,10 +1,14 @@
-"""Holds a MariaDB server: FLUSH TABLES WITH READ LOCK, purge at its end, then a checkpoint.
+"""Holds MariaDB and MySQL: FLUSH TABLES WITH READ LOCK, purge at its end, then a checkpoint.
 
 The read lock keeps writes and commits out, but InnoDB's purge goes on and
 writes log of its own; only when its history is empty does a checkpoint stay
 the last word, and a server started on the snapshot has nothing to replay.
+MySQL's released servers have no checkpoint on demand: theirs replay what their
+own checkpoints have left, which is told.
 """
 
+import os
+import re
 import shutil
 import stat
 from collections.abc import Sequence
@@ -15,38 +19,23 @@ from pathlib import Path
 from atoll_agent.application import ApplicationConfig, HeldApplication, Testimony
 from atoll_agent.clock import Deadline, boottime
 from atoll_agent.errors import ApplicationError
+from atoll_agent.modules import mariadblog, mysqllog
 from atoll_agent.modules.dirtypages import put_back, write_dirty_pages
-from atoll_agent.modules.mariadblog import START_MARK, judge_log
+from atoll_agent.modules.innodbstate import Flavour, read_flavour, read_state
+from atoll_agent.secrets import password_of
 from atoll_agent.serverlog import log_since_start
 from atoll_agent.session import Session, StatementError, StillRunningError
 
 KIND = "mariadb"
 _SOCKETS = ("/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock")
 _MAX_WITNESS = 4096
+_DENIED = re.compile(r"ERROR (1045|1698) ")
 # Undo records still to purge beyond which that is not waited for under the lock.
 _MAX_HISTORY = 20_000
 # A checkpoint's own record: what a log holds that needs no replay (log0log.h, SIZE_OF_FILE_CHECKPOINT).
 _CLEAN_LOG_BYTES = 16
 _CHECKPOINT_TRIES = 5
 _PURGE_SECONDS = 1.0
-
-_STATE = (
-    "SELECT @@global.gtid_binlog_pos; "
-    "SELECT variable_name, variable_value FROM information_schema.global_status WHERE variable_name "
-    "IN ('innodb_lsn_current', 'innodb_checkpoint_age', 'innodb_history_list_length')"
-)
-
-
-@dataclass(frozen=True)
-class _State:
-    """`position` is the binary log's GTID where one is written, else InnoDB's sequence number.
-
-    `checkpoint_age` is the log to replay in bytes, `history` the row versions to purge.
-    """
-
-    position: str
-    checkpoint_age: int
-    history: int
 
 
 @dataclass(frozen=True)
@@ -65,16 +54,31 @@ class MariaDb:
 
     kind = KIND
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, entry: ApplicationConfig | None) -> None:
         self._server = server
+        self._entry = entry
         self._lock: Session | None = None
         self._control: Session | None = None
         self._lock_id = ""
         self._can_checkpoint = False
+        self._flavour = Flavour(mariadb=True, version=(0, 0))
 
     @property
     def name(self) -> str:
         return self._server.name
+
+    def remark(self, deadline: Deadline) -> str:
+        try:
+            session = self._session()
+            try:
+                can_checkpoint = _can_checkpoint(session, deadline)
+            finally:
+                session.close()
+        except ApplicationError as error:
+            hint = "; name an owner and a password_file" if _DENIED.search(str(error)) else ""
+            return f"cannot be held: {error}{hint}"
+        rest = "a checkpoint" if can_checkpoint else "without a checkpoint: recovery replays log"
+        return f"held by a global read lock and {rest}"
 
     def prepare(self, deadline: Deadline) -> None:
         """Write dirty pages while it serves, so that the checkpoint under the lock is short."""
@@ -104,6 +108,7 @@ class MariaDb:
             )
             self._control.collect(deadline)
             self._can_checkpoint = _can_checkpoint(self._control, deadline)
+            self._flavour = read_flavour(self._control, deadline)
         except ApplicationError:
             self.close()
             raise
@@ -166,12 +171,15 @@ class MariaDb:
     def testify(self, deadline: Deadline) -> Testimony:
         position, witness, answering, detail = "", None, False, ""
         log: str | None = None
+        logs = mariadblog
         try:
             session = self._session()
             try:
                 pid = _server_pid(session, deadline)
-                log = log_since_start(pid, START_MARK) if pid else None
-                position = _read_state(session, deadline).position
+                flavour = read_flavour(session, deadline)
+                logs = mariadblog if flavour.mariadb else mysqllog
+                log = log_since_start(pid, logs.START_MARK) if pid else None
+                position = read_state(session, flavour, deadline).position
                 answering = True
                 if self._server.witness:
                     session.ask("SET SESSION TRANSACTION READ ONLY", deadline)
@@ -182,7 +190,7 @@ class MariaDb:
             detail = str(error)
         if log is None:
             detail = detail or "the server's log was not found"
-        recovery = judge_log(log) if log is not None else None
+        recovery = logs.judge_log(log) if log is not None else None
         return Testimony(
             kind=KIND,
             name=self.name,
@@ -197,13 +205,24 @@ class MariaDb:
     def _session(self) -> Session:
         server = self._server
         client = shutil.which("mariadb") or "mysql"
-        argv = [client, "--no-defaults", "--batch", "--raw", "--skip-column-names"]
-        argv += ["--unbuffered", "--force", "--skip-reconnect", f"--socket={server.socket}"]
+        password = _password_pipe(self._entry)
+        # The first option, as both of its kind must be.
+        file = "--no-defaults" if password is None else f"--defaults-file=/dev/fd/{password}"
+        argv = [client, file, "--batch", "--raw", "--skip-column-names"]
+        # Neither client reconnects in batch mode; newer ones of MySQL know no option to say so.
+        argv += ["--unbuffered", "--force", f"--socket={server.socket}"]
         if server.user:
             argv.append(f"--user={server.user}")
         if server.database:
             argv.append(f"--database={server.database}")
-        return Session(argv, lambda marker: f"SELECT '{marker}';", {}, None)
+        descriptors = [] if password is None else [password]
+        try:
+            return Session(
+                argv, lambda marker: f"SELECT '{marker}';", {}, None, descriptors=descriptors
+            )
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     def _take_lock(self, deadline: Deadline) -> str:
         """Take the global read lock; returns an empty string or why it could not be had."""
@@ -225,15 +244,18 @@ class MariaDb:
         control = self._control
         assert control is not None
         if not self._can_checkpoint:
-            state = _read_state(control, deadline)
+            state = read_state(control, self._flavour, deadline)
             return state.position, (
                 "this server cannot checkpoint on demand; recovery will replay "
                 f"{state.checkpoint_age} bytes"
             )
         self._drain_purge(control, deadline)
         for _ in range(_CHECKPOINT_TRIES):
-            state = _read_state(
-                control, deadline, first="SET GLOBAL innodb_log_checkpoint_now = ON; "
+            state = read_state(
+                control,
+                self._flavour,
+                deadline,
+                first="SET GLOBAL innodb_log_checkpoint_now = ON; ",
             )
             if state.checkpoint_age <= _CLEAN_LOG_BYTES:
                 break
@@ -248,7 +270,7 @@ class MariaDb:
 
         An open transaction that still reads old row versions keeps them for as long as it likes.
         """
-        if 0 < _read_state(control, deadline).history <= _MAX_HISTORY:
+        if 0 < read_state(control, self._flavour, deadline).history <= _MAX_HISTORY:
             limit = min(_PURGE_SECONDS, deadline.remaining / 3)
             # The time limit is no failure: what is left is counted afterwards.
             with suppress(StatementError):
@@ -265,10 +287,11 @@ class MariaDb:
             return None, ""
         assert self._control is not None
         limit = max(0.001, deadline.remaining / 2)
-        question = (
-            f"SET max_statement_time = {limit:.3f}; SET SESSION TRANSACTION READ ONLY;\n"
-            f"{self._server.witness}"
-        )
+        timed = f"SET max_statement_time = {limit:.3f}"
+        if not self._flavour.mariadb:
+            # A comment to servers older than 5.7.8, which cannot.
+            timed = f"/*!50708 SET SESSION max_execution_time = {limit * 1000:.0f} */"
+        question = f"{timed}; SET SESSION TRANSACTION READ ONLY;\n{self._server.witness}"
         try:
             return self._control.ask(question, deadline)[:_MAX_WITNESS], ""
         except StatementError as error:
@@ -281,16 +304,17 @@ def discover(configured: Sequence[ApplicationConfig], look: bool) -> list[MariaD
     A discovered server is called `mariadb`.
     """
     entries = {entry.name: entry for entry in configured}
-    servers: list[Server] = []
+    servers: list[MariaDb] = []
     if look:
         for socket in _SOCKETS:
             if _is_socket(Path(socket)):
-                servers.append(_server(socket, entries.pop("mariadb", None)))
+                entry = entries.pop("mariadb", None)
+                servers.append(MariaDb(_server(socket, entry), entry))
                 break
     for entry in entries.values():
         if named := entry.text("socket"):
-            servers.append(_server(named, entry))
-    return [MariaDb(server) for server in servers]
+            servers.append(MariaDb(_server(named, entry), entry))
+    return servers
 
 
 def _server(socket: str, entry: ApplicationConfig | None) -> Server:
@@ -305,27 +329,24 @@ def _server(socket: str, entry: ApplicationConfig | None) -> Server:
     )
 
 
+def _password_pipe(entry: ApplicationConfig | None) -> int | None:
+    """A pipe from which the client reads its password as an option file; None without one."""
+    secret = password_of(entry)
+    if secret is None:
+        return None
+    quoted = secret.reveal().replace("\\", "\\\\").replace('"', '\\"')
+    reading, writing = os.pipe()
+    try:
+        # Far less than a pipe holds, so this does not wait for a reader.
+        os.write(writing, f'[client]\npassword="{quoted}"\n'.encode())
+    finally:
+        os.close(writing)
+    return reading
+
+
 def _can_checkpoint(session: Session, deadline: Deadline) -> bool:
     """Released servers have the switch from 10.11 and 10.6's later updates on."""
     return bool(session.ask("SHOW GLOBAL VARIABLES LIKE 'innodb_log_checkpoint_now'", deadline))
-
-
-def _read_state(session: Session, deadline: Deadline, first: str = "") -> _State:
-    """Everything at once, because each question costs a round trip under the lock.
-
-    `first` are statements to run before, which answer nothing.
-    """
-    gtid, *lines = session.ask(first + _STATE, deadline).split("\n")
-    found = dict(line.lower().split("\t") for line in lines)
-    try:
-        lsn = found["innodb_lsn_current"]
-        return _State(
-            position=f"gtid {gtid}" if gtid else f"lsn {lsn}",
-            checkpoint_age=int(found["innodb_checkpoint_age"]),
-            history=int(found["innodb_history_list_length"]),
-        )
-    except (KeyError, ValueError) as error:
-        raise ApplicationError(f"the server does not tell its InnoDB status ({error})") from error
 
 
 def _server_pid(session: Session, deadline: Deadline) -> int | None:

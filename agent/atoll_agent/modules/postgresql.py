@@ -18,6 +18,7 @@ from atoll_agent.serverlog import log_since_start
 from atoll_agent.session import Session, StatementError, StillRunningError
 
 KIND = "postgresql"
+_REPLICA = "it is a replica in recovery, whose writes cannot be held; hold its primary"
 _CLUSTERS = "/var/lib/postgresql"
 _MAX_DATABASES = 64
 _MAX_WITNESS = 4096
@@ -120,6 +121,19 @@ class PostgreSql:
     @property
     def name(self) -> str:
         return self._cluster.name
+
+    def remark(self, deadline: Deadline) -> str:
+        try:
+            session = self._session("postgres")
+            try:
+                facts = _read_facts(session, deadline)
+            finally:
+                session.close()
+        except ApplicationError as error:
+            return f"cannot be held: {error}"
+        if facts.in_recovery:
+            return f"cannot be held: {_REPLICA}"
+        return f"held by table locks in {len(facts.databases)} databases and a checkpoint"
 
     def recover(self, deadline: Deadline) -> None:
         """Nothing is ever changed in the server: locks end with their sessions."""
@@ -266,7 +280,7 @@ class PostgreSql:
         facts = self._facts
         assert facts is not None
         if facts.in_recovery:
-            return "it is a replica in recovery, whose writes cannot be held; hold its primary"
+            return _REPLICA
         wait = max(0.01, facts.deadlock_timeout_seconds * _SHARE_OF_DEADLOCK_TIMEOUT)
         while True:
             refusal = self._try_locks(wait, deadline)

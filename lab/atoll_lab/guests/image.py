@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from atoll_agent.vmware import install
 from atoll_lab.guests import boot
 from atoll_lab.guests.cache import cached, content_key
 from atoll_lab.guests.errors import LabGuestError
 from atoll_lab.guests.rootfs import MODULES, rootfs
 
 INSIDE = Path(__file__).parent / "inside"
+AGENT = Path("/usr/lib/atoll/atoll-agent.pyz")
 MIB = 1 << 20
 NAMESPACE = uuid.UUID("6f1d3b0e-5d5c-4f57-9c1b-0a7011ab0001")
 
@@ -67,7 +69,7 @@ def guest_disks(role: str) -> Sequence[DiskFile]:
     key = content_key(
         [base.name.encode(), repr(wanted).encode(), boot.BUSYBOX.read_bytes()]
         + [path.read_bytes() for path in sorted(INSIDE.iterdir()) if path.is_file()]
-        + [Path(source).read_bytes() for source in (__file__, boot.__file__)]
+        + [Path(source).read_bytes() for source in (__file__, boot.__file__, install.__file__)]
     )
     place = cached(role, key, lambda work: _build(wanted, base, work))
     return [_disk(volume, place) for volume in wanted.volumes]
@@ -112,6 +114,9 @@ def _install(role: Role, root: Path) -> None:
         shutil.copy(boot.BUSYBOX, root / name)
     etc = root / "etc"
     shutil.copy(INSIDE / "inittab", etc / "inittab")
+    # As VMware Tools would have it; the script does nothing where no agent is installed.
+    shutil.copy(INSIDE / "vmware-rpctool", root / "usr" / "bin" / "vmware-rpctool")
+    install.install_script(root, AGENT)
     (etc / "lab").mkdir()
     (etc / "lab" / "role").write_text(f"{role.name}\n")
     (etc / "hostname").write_text(f"{role.name}\n")

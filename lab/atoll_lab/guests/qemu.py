@@ -12,9 +12,12 @@ from atoll_lab.guests.control import PORT_NAME, GuestShell
 from atoll_lab.guests.errors import LabGuestError
 
 QEMU = "qemu-system-x86_64"
+DELTA_SUFFIX = ".delta.qcow2"
 CONFIG_SERIAL = "atoll-config"
 SCRATCH_SERIAL = "atoll-scratch"
 MAC = "52:54:00:a7:01:01"
+TOOLS_PORT = "org.qemu.guest_agent.0"
+RPC_PORT = "io.atoll.rpc.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,16 @@ class RunningGuest:
         return self.run_dir / "qmp.sock"
 
     @property
+    def tools_socket(self) -> Path:
+        """QEMU's guest agent, which stands for VMware Tools."""
+        return self.run_dir / "tools.sock"
+
+    @property
+    def rpc_log(self) -> Path:
+        """What the guest told the hypervisor by `vmware-rpctool` since it was started."""
+        return self.run_dir / "rpc.log"
+
+    @property
     def shell(self) -> GuestShell:
         """The way in."""
         return GuestShell(self.run_dir / "control.sock")
@@ -87,8 +100,10 @@ class RunningGuest:
 def start(spec: GuestSpec, run_dir: Path) -> RunningGuest:
     """Boot a guest that outlives this process; returns once QEMU has opened its disks.
 
-    A guest already running in `run_dir` is returned as it is. Raises
-    LabGuestError with QEMU's own words when it refuses.
+    A guest already running in `run_dir` is returned as it is. One whose power
+    was cut while it had a VMware snapshot starts from its base disks: what it
+    wrote since is lost with the delta. Raises LabGuestError with QEMU's own
+    words when it refuses.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     running = status(run_dir)
@@ -98,8 +113,10 @@ def start(spec: GuestSpec, run_dir: Path) -> RunningGuest:
         raise LabGuestError(
             f"{run_dir} is too long a path for a UNIX socket; choose a shorter one."
         )
-    for stale in ("qemu.pid", "qmp.sock", "control.sock", "serial.log"):
+    for stale in ("qemu.pid", "qmp.sock", "control.sock", "tools.sock", "serial.log", "rpc.log"):
         (run_dir / stale).unlink(missing_ok=True)
+    for delta in run_dir.glob(f"*{DELTA_SUFFIX}"):
+        delta.unlink()
     done = subprocess.run(
         [*command_line(spec, run_dir), "-daemonize"],
         stdin=subprocess.DEVNULL,
@@ -186,6 +203,10 @@ def command_line(spec: GuestSpec, run_dir: Path) -> list[str]:
         *("-chardev", f"socket,id=control,path={run_dir / 'control.sock'},server=on,wait=off"),
         *("-device", "virtio-serial-pci", "-device"),
         f"virtserialport,chardev=control,name={PORT_NAME}",
+        *("-chardev", f"socket,id=tools,path={run_dir / 'tools.sock'},server=on,wait=off"),
+        *("-device", f"virtserialport,chardev=tools,name={TOOLS_PORT}"),
+        *("-chardev", f"file,id=rpc,path={run_dir / 'rpc.log'}"),
+        *("-device", f"virtserialport,chardev=rpc,name={RPC_PORT}"),
     ]
     for number, disk in enumerate(spec.disks):
         boot = ",bootindex=1" if number == 0 else ""

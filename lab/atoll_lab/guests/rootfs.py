@@ -18,6 +18,7 @@ PACKAGES = (
     "postgresql",
     "procps",
     "python3",
+    "qemu-guest-agent",
     "restic",
 )
 # The cloud kernel has ext4 built in and knows little hardware besides virtio: small and quick.

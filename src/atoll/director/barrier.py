@@ -89,7 +89,7 @@ def hold_and_snapshot(
                 wait(snapshots.values(), return_when=FIRST_EXCEPTION)
         finally:
             # Nothing, not even telling the watcher or a slower storage, comes before the guests.
-            released = thaw_all(guests, hold)
+            released = thaw_all(guests, hold, _all_taken(snapshots.values()))
             seconds = time.monotonic() - started
             progress.stage("", "release")
     return Outcome(
@@ -163,12 +163,22 @@ class _Freezing:
         )
 
 
-def thaw_all(guests: Guests, hold: str) -> dict[str, Release]:
-    """Let all of them go, the last frozen first, and say what each answered."""
+def _all_taken(snapshots: Collection[Future[GroupSnapshot]]) -> bool:
+    """Whether there are snapshots and all of them were reported done."""
+    return bool(snapshots) and all(
+        each.done() and not each.cancelled() and each.exception() is None for each in snapshots
+    )
+
+
+def thaw_all(guests: Guests, hold: str, snapshot: bool = False) -> dict[str, Release]:
+    """Let all of them go, the last frozen first, and say what each answered.
+
+    `snapshot` is whether there is one, for applications that keep a record of it.
+    """
     answers = {}
     with ThreadPoolExecutor(max(1, len(guests.uuids)), thread_name_prefix="thaw") as pool:
         for step in reversed(guests.steps):
-            asked = {uuid: pool.submit(guests.agents[uuid].thaw, hold) for uuid in step}
+            asked = {uuid: pool.submit(guests.agents[uuid].thaw, hold, snapshot) for uuid in step}
             answers.update(asked)
             wait(asked.values(), _THAW_STEP_SECONDS)
     released: dict[str, Release] = {}

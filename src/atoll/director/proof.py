@@ -15,6 +15,8 @@ from atoll.model.storage import GroupSnapshot
 POWERED_OFF = "powered off"
 """How the reason begins for a VM that was not running, which no agent could have held."""
 
+_ANOTHER_HOLD = "the hold broke, and what was thawed is another one of the same run"
+
 
 @dataclass(frozen=True, slots=True)
 class Release:
@@ -55,8 +57,9 @@ def prove_consistency(
     The argument is causal and needs no clock: the snapshot was asked for after
     the guest said that it was held, and the guest was asked to thaw after the
     storage said that the snapshot was there. If the agent then says that the
-    hold was unbroken, the snapshot lies inside it. Clock times are recorded
-    beside it for people. A hold by a VMware snapshot has a verdict of its own.
+    hold was unbroken, and it is the hold it had announced, the snapshot lies
+    inside it. Clock times are recorded beside it for people. A hold by a VMware
+    snapshot has a verdict of its own.
     """
     planned = guest.planned
     consistency, reasons = _judge(guest)
@@ -110,6 +113,8 @@ def _judge(guest: HeldGuest) -> tuple[Consistency, tuple[str, ...]]:
         return Consistency.CRASH, (f"the thaw was not confirmed: {guest.release.failure}",)
     if not guest.release.thawed.held:
         return Consistency.CRASH, (guest.release.thawed.reason or "the hold was broken",)
+    if not _same_hold(guest.frozen, guest.release.thawed):
+        return Consistency.CRASH, (_ANOTHER_HOLD,)
     if not guest.frozen.filesystems:
         return Consistency.CRASH, ("the agent found no file system that it can freeze",)
     refused = tuple(
@@ -131,7 +136,7 @@ def _hold(guest: HeldGuest) -> Hold | None:
     if frozen is None:
         return None
     thawed = guest.release.thawed if guest.release else None
-    unbroken = thawed is not None and thawed.held
+    unbroken = thawed is not None and thawed.held and _same_hold(frozen, thawed)
     return Hold(
         run=guest.run,
         began_at=frozen.began_at,
@@ -139,12 +144,27 @@ def _hold(guest: HeldGuest) -> Hold | None:
         thawed_at=thawed.thawed_at if thawed else frozen.frozen_at + guest.lease_seconds,
         lease_seconds=guest.lease_seconds,
         unbroken=unbroken,
-        reason="" if unbroken else (thawed.reason if thawed else "the thaw was not confirmed"),
+        reason=_broken(thawed) if not unbroken else "",
         applications=frozen.applications,
         filesystems=frozen.filesystems,
         clock_offset_seconds=frozen.clock_offset_seconds,
         clock_error_seconds=frozen.clock_error_seconds,
     )
+
+
+def _same_hold(frozen: Frozen, thawed: Thawed) -> bool:
+    """Whether the agent speaks of the hold that it announced.
+
+    A run can be held twice, when its hold broke and a repeated request came
+    late. The time is no measure here but that hold's mark.
+    """
+    return thawed.frozen_at == frozen.frozen_at
+
+
+def _broken(thawed: Thawed | None) -> str:
+    if thawed is None:
+        return "the thaw was not confirmed"
+    return _ANOTHER_HOLD if thawed.held else thawed.reason
 
 
 def _change(before: Placement | None, after: Placement | None) -> str:

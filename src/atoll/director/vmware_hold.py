@@ -24,7 +24,12 @@ from atoll.director.vmware_verdict import (
     matched,
 )
 from atoll.guests.account import read_account
-from atoll.model.errors import AtollError, HoldFailedError, UnprotectableVmError
+from atoll.model.errors import (
+    AtollError,
+    HoldFailedError,
+    UnprotectableVmError,
+    VCenterUnreachableError,
+)
 from atoll.model.inventory import VirtualMachine
 from atoll.model.vmware import LeftoverSnapshot, VmwareSnapshot
 
@@ -34,6 +39,8 @@ _NAME_CHARACTERS = 73
 _ACCOUNT_SECONDS = 10.0
 _ACCOUNT_POLL_SECONDS = 0.5
 _LAST_RELEASE_SECONDS = 120.0
+_STANDING_SECONDS = 60.0
+_ASK_AGAIN_SECONDS = 1.0
 # vCenter's own work for each host is a queue; more at once only fills it.
 _WORKERS = 8
 
@@ -184,10 +191,12 @@ class VmwareHold:
             attempt.called_off = True
             if uuid in jobs:
                 jobs[uuid].cancel()
+        # Those that are late come last, because they may have to be waited for.
+        in_order = sorted(tries.items(), key=lambda each: each[1].snapshot is None)
         with _pool(len(tries), "vmware-release") as pool:
             done = [
                 pool.submit(self._let_go, attempt, jobs.get(uuid), limit)
-                for uuid, attempt in tries.items()
+                for uuid, attempt in in_order
             ]
         for each in done:
             each.result()
@@ -205,8 +214,10 @@ class VmwareHold:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Release what was not released; its verdicts are lost."""
-        self.release(_LAST_RELEASE_SECONDS)
+        """Release what was not released; of its verdicts the error is told what is left."""
+        for verdict in self.release(_LAST_RELEASE_SECONDS).values():
+            if verdict.leftover and error is not None:
+                error.add_note(verdict.leftover)
 
     def _take(self, attempt: _Try, limit: float) -> VmwareSnapshot:
         left = limit - time.monotonic()
@@ -240,14 +251,19 @@ class VmwareHold:
     def _let_go(self, attempt: _Try, job: "Future[VmwareSnapshot] | None", limit: float) -> None:
         if not attempt.begun:
             return
-        uuid = attempt.vm.instance_uuid
-        if attempt.snapshot is not None:
-            attempt.standing = self._standing(attempt.snapshot)
-        if job is not None:
-            # What it still asks vCenter for must be asked for before it is removed.
-            wait([job], max(0.0, limit - time.monotonic()))
         try:
-            self._vcenter.remove(uuid, self._name, max(1.0, limit - time.monotonic()))
+            if attempt.snapshot is not None:
+                attempt.standing = self._standing(attempt.snapshot, limit)
+            if job is not None:
+                # What it still asks vCenter for must be asked for before it is removed.
+                wait([job], max(0.0, limit - time.monotonic()))
+        finally:
+            self._remove(attempt, limit)
+
+    def _remove(self, attempt: _Try, limit: float) -> None:
+        seconds = max(1.0, limit - time.monotonic())
+        try:
+            self._vcenter.remove(attempt.vm.instance_uuid, self._name, seconds)
         except AtollError as error:
             attempt.leftover = str(error)
 
@@ -267,12 +283,20 @@ class VmwareHold:
             )
         )
 
-    def _standing(self, snapshot: VmwareSnapshot) -> Standing:
-        try:
-            present = self._vcenter.present(snapshot.instance_uuid, snapshot.name)
-        except AtollError:
-            return Standing.UNKNOWN
-        return Standing.YES if snapshot.moref in present else Standing.NO
+    def _standing(self, snapshot: VmwareSnapshot, limit: float) -> Standing:
+        """Asked again when vCenter is away: that it still stands later proves the same."""
+        limit = min(limit, time.monotonic() + _STANDING_SECONDS)
+        while True:
+            try:
+                present = self._vcenter.present(snapshot.instance_uuid, snapshot.name)
+            except VCenterUnreachableError:
+                if time.monotonic() + _ASK_AGAIN_SECONDS > limit:
+                    return Standing.UNKNOWN
+                time.sleep(_ASK_AGAIN_SECONDS)
+            except AtollError:
+                return Standing.UNKNOWN
+            else:
+                return Standing.YES if snapshot.moref in present else Standing.NO
 
     def _look(self, uuid: str) -> Sequence[AccountLook]:
         """What each source says now; one that says nothing readable says why."""

@@ -3,16 +3,27 @@
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from atoll.guests.authority import Credentials
 from atoll.guests.connection import AgentConnection, ConnectionLostError, making_sense
-from atoll.guests.interface import Frozen, GuestStatus, Thawed
-from atoll.guests.registry import EnrolledAgent
+from atoll.guests.interface import (
+    Findings,
+    FoundApplication,
+    FoundFilesystem,
+    Frozen,
+    GuestStatus,
+    Thawed,
+)
+from atoll.guests.registry import AgentRegistry, EnrolledAgent
 from atoll.model.consistency import ApplicationState
+from atoll.model.errors import AgentUnavailableError, ConfigurationError
 
 _STATUS_SECONDS = 10.0
+# Looking for applications asks some of them which version they are.
+_LOOK_SECONDS = 60.0
 _PREPARE_SECONDS = 660.0
 _THAW_SECONDS = 30.0
 # A connection that went dead in silence must not keep the guest held for the whole of that.
@@ -35,12 +46,20 @@ class AgentChannel:
 
     The connection of `prepare` or `freeze` is kept until the run's `thaw`,
     because a new one takes a guest that is short of CPU a second. Every other
-    call has a connection of its own.
+    call has a connection of its own. With a `registry`, each connection goes by
+    what that says of the agent then, so that a channel outlives renewals of the
+    certificate, and tells it which certificate the agent showed.
     """
 
-    def __init__(self, agent: EnrolledAgent, credentials: Credentials) -> None:
+    def __init__(
+        self,
+        agent: EnrolledAgent,
+        credentials: Credentials,
+        registry: AgentRegistry | None = None,
+    ) -> None:
         self._agent = agent
         self._credentials = credentials
+        self._registry = registry
         self._lock = threading.Lock()
         self._kept: _Kept | None = None
 
@@ -83,8 +102,10 @@ class AgentChannel:
             raise
         return self._freeze(_Kept(run, connection, clock), order, seconds)
 
-    def thaw(self, run: str) -> Thawed:
-        order = {"run": run}
+    def thaw(self, run: str, snapshot: bool | None = None) -> Thawed:
+        order: dict[str, object] = {"run": run}
+        if snapshot is not None:
+            order["snapshot"] = snapshot
         kept = self._take(run)
         if kept is not None:
             try:
@@ -101,6 +122,21 @@ class AgentChannel:
         finally:
             connection.close()
 
+    def vmware_account(self) -> str | None:
+        """What the agent says of the last hold that VMware Tools asked for, unread; see `account`.
+
+        None when there was none since the guest's start. Raises
+        AgentUnavailableError when it does not answer in time.
+        """
+        connection = self._connect(_STATUS_SECONDS)
+        try:
+            reply = connection.call("GET", "/v1/vmware", None, _STATUS_SECONDS)
+        finally:
+            connection.close()
+        with making_sense(self._agent.name):
+            account = reply["account"]
+            return None if account is None else str(account)
+
     def status(self) -> GuestStatus:
         connection = self._connect(_STATUS_SECONDS)
         try:
@@ -110,8 +146,56 @@ class AgentChannel:
         finally:
             connection.close()
 
+    def look(self) -> Findings:
+        reply = self.ask("GET", "/v1/look", None, _LOOK_SECONDS)
+        with making_sense(self._agent.name):
+            return Findings(
+                applications=tuple(
+                    FoundApplication(
+                        kind=str(entry["kind"]),
+                        name=str(entry["name"]),
+                        remark=str(entry["remark"]),
+                    )
+                    for entry in reply["applications"]
+                ),
+                filesystems=tuple(
+                    FoundFilesystem(
+                        mount=str(entry["mount"]),
+                        fstype=str(entry["fstype"]),
+                        source=str(entry["source"]),
+                    )
+                    for entry in reply["filesystems"]
+                ),
+            )
+
+    def ask(
+        self, method: str, path: str, body: Mapping[str, object] | None, seconds: float
+    ) -> Mapping[str, Any]:
+        """One call on a connection of its own; raises as AgentConnection.call does."""
+        connection = self._connect(seconds)
+        try:
+            return connection.call(method, path, body, seconds)
+        finally:
+            connection.close()
+
     def _connect(self, seconds: float) -> AgentConnection:
-        return AgentConnection(self._agent, self._credentials, seconds)
+        if self._registry is None:
+            return AgentConnection(self._agent, self._credentials, seconds)
+        try:
+            agent = self._registry.get(self._agent.instance_uuid)
+        except ConfigurationError:
+            # A list that is damaged now must not keep anybody from thawing.
+            agent = self._agent
+        if agent is None:
+            raise AgentUnavailableError(
+                f"The agent of {self._agent.name} is not enrolled any more; enrol it again."
+            )
+        connection = AgentConnection(agent, self._credentials, seconds)
+        if connection.fingerprint != agent.fingerprint:
+            # Noted the next time otherwise; a full disk must not cost a hold.
+            with suppress(OSError):
+                self._registry.confirm(agent.instance_uuid, connection.fingerprint)
+        return connection
 
     def _take(self, run: str) -> _Kept | None:
         """Take over the connection kept for the run, if there is one."""
@@ -177,10 +261,12 @@ class AgentChannel:
 
 
 def open_channels(
-    agents: tuple[EnrolledAgent, ...], credentials: Credentials
+    agents: tuple[EnrolledAgent, ...],
+    credentials: Credentials,
+    registry: AgentRegistry | None = None,
 ) -> Mapping[str, AgentChannel]:
     """A channel for each enrolled agent, by instance UUID; nothing is connected yet."""
-    return {agent.instance_uuid: AgentChannel(agent, credentials) for agent in agents}
+    return {agent.instance_uuid: AgentChannel(agent, credentials, registry) for agent in agents}
 
 
 def _application(entry: Mapping[str, Any]) -> ApplicationState:

@@ -22,6 +22,7 @@ class AgentConnection:
     """Connected on creation; carries one call at a time, any number one after the other.
 
     Once a call has raised ConnectionLostError the connection is of no more use.
+    `fingerprint` is that of the certificate the agent showed.
     """
 
     def __init__(self, agent: EnrolledAgent, credentials: Credentials, seconds: float) -> None:
@@ -34,7 +35,7 @@ class AgentConnection:
         with self._limited(limit):
             self._http.connect()
         try:
-            self._check_identity(self._http.sock)
+            self.fingerprint = self._check_identity(self._http.sock)
         except AgentUnavailableError:
             self.close()
             raise
@@ -77,30 +78,36 @@ class AgentConnection:
     @contextmanager
     def _limited(self, seconds: float) -> Iterator[None]:
         """Cuts the connection when `seconds` are over, and names what breaks in it."""
-        agent = self._agent
+        who = f"The agent of {self._agent.name} at {self._agent.address}:{self._agent.port}"
+        late = threading.Event()
         # A socket's timeout counts from its last byte; a slow peer must not stretch the call.
-        guillotine = threading.Timer(seconds, _cut, (self._http,))
+        guillotine = threading.Timer(seconds, _cut, (self._http, late))
         guillotine.daemon = True
         guillotine.start()
         try:
             yield
-        except ssl.SSLError as error:
-            self.close()
-            raise ConnectionLostError(
-                f"The agent of {agent.name} at {agent.address}:{agent.port} is not trusted or does "
-                f"not trust us ({error.reason or error}); enrol it again."
-            ) from error
         except (OSError, http.client.HTTPException) as error:
             self.close()
+            if late.is_set() or isinstance(error, TimeoutError):
+                why = f"nothing came within {seconds:g} s"
+            elif isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+                # Whoever does not trust us says so in an alert; this was an end without a word.
+                why = "the connection ended"
+            elif isinstance(error, ssl.SSLError):
+                raise ConnectionLostError(
+                    f"{who} is not trusted or does not trust us ({error.reason or error}); "
+                    "enrol it again."
+                ) from error
+            else:
+                why = str(getattr(error, "strerror", None) or error or type(error).__name__)
             raise ConnectionLostError(
-                f"The agent of {agent.name} at {agent.address}:{agent.port} does not answer "
-                f"({error or type(error).__name__}); see whether it runs and can be reached."
+                f"{who} does not answer ({why}); see whether it runs and can be reached."
             ) from error
         finally:
             guillotine.cancel()
 
-    def _check_identity(self, connection: ssl.SSLSocket) -> None:
-        """The authority signed this peer; is it the agent of this VM, with its newest certificate?"""
+    def _check_identity(self, connection: ssl.SSLSocket) -> str:
+        """The authority signed this peer; is it the agent of this VM, and its certificate not void?"""
         agent = self._agent
         names = (connection.getpeercert() or {}).get("subjectAltName", ())
         binary = connection.getpeercert(binary_form=True) or b""
@@ -109,11 +116,13 @@ class AgentConnection:
                 f"What answers at {agent.address}:{agent.port} is not the agent of {agent.name}; "
                 "correct its address."
             )
-        if hashlib.sha256(binary).hexdigest() != agent.fingerprint:
+        fingerprint = hashlib.sha256(binary).hexdigest()
+        if fingerprint not in agent.accepted:
             raise AgentUnavailableError(
                 f"The agent of {agent.name} shows a certificate that was replaced; "
-                "install what its last enrolment wrote."
+                "install what its last enrolment wrote, or enrol it again."
             )
+        return fingerprint
 
 
 class ConnectionLostError(AgentUnavailableError):
@@ -147,7 +156,8 @@ def _context(credentials: Credentials) -> ssl.SSLContext:
     return context
 
 
-def _cut(connection: http.client.HTTPSConnection) -> None:
+def _cut(connection: http.client.HTTPSConnection, late: threading.Event) -> None:
+    late.set()
     if connection.sock is not None:
         with suppress(OSError):
             connection.sock.shutdown(socket.SHUT_RDWR)

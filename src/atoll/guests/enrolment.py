@@ -1,4 +1,4 @@
-"""Enrols a guest: its certificate, its agent and its configuration as one tar to unpack there."""
+"""Enrols a guest that cannot reach the director: all it needs as one tar to unpack there."""
 
 import io
 import json
@@ -29,12 +29,13 @@ def enrol(
     port: int = DEFAULT_PORT,
     listen_port: int | None = None,
     applications: Sequence[Mapping[str, object]] = (),
+    vmware: Mapping[str, object] | None = None,
 ) -> Path:
     """Write `out`, a tar to unpack over the guest's root, and enter the agent in the registry.
 
     The director will reach the agent at `address` and `port`; it listens on
-    `listen_port`, the same unless something forwards. `applications` go into
-    its `agent.json` as they are (docs/operations/agent.md has the keys).
+    `listen_port`, the same unless something forwards. `applications` and
+    `vmware` go into its `agent.json` as they are (docs/operations/agent.md has the keys).
     The tar holds a private key and has mode 0600. Enrolling a VM again revokes
     the certificate it had. Raises ConfigurationError, with nothing changed, when the
     agent would not take its configuration or `out` cannot be written.
@@ -44,35 +45,40 @@ def enrol(
         "name": vm_name,
         "instance_uuid": instance_uuid,
         "port": port if listen_port is None else listen_port,
-        "certificate": "agent.crt",
-        "key": "agent.key",
+        # One file, so that a renewal replaces both at once.
+        "certificate": "agent.pem",
+        "key": "agent.pem",
         "authority": "ca.crt",
         "applications": [dict(entry) for entry in applications],
+        "vmware": dict(vmware or {}),
     }
     _have_checked(agent, config)
-    issued = authority.issue_agent(vm_name, instance_uuid)
-    members = {
-        "etc/atoll/agent.json": (json.dumps(config, indent=2).encode() + b"\n", 0o600),
-        "etc/atoll/agent.crt": (issued.certificate, 0o644),
-        "etc/atoll/agent.key": (issued.key, 0o600),
-        "etc/atoll/ca.crt": (authority.certificate, 0o644),
-        AGENT_PATH: (agent, 0o755),
-        f"etc/systemd/system/{UNIT}": (unit_file(), 0o644),
-    }
-    try:
-        write_atomically(out, _tar(members), 0o600)
-    except OSError as error:
-        raise ConfigurationError(f"Cannot write {out}: {error.strerror}.") from error
-    # After the tar: an entry without a tar would revoke an agent that still serves.
-    AgentRegistry(authority.directory).put(
-        EnrolledAgent(
-            instance_uuid=instance_uuid,
-            name=vm_name,
-            address=address,
-            port=port,
-            fingerprint=issued.fingerprint,
+    with Authority.steady(authority.directory, authority.leaf_days) as steady:
+        issued = steady.issue_agent(vm_name, instance_uuid)
+        members = {
+            "etc/atoll/agent.json": (json.dumps(config, indent=2).encode() + b"\n", 0o600),
+            "etc/atoll/agent.pem": (issued.pem, 0o600),
+            "etc/atoll/ca.crt": (steady.trusted, 0o644),
+            AGENT_PATH: (agent, 0o755),
+            f"etc/systemd/system/{UNIT}": (unit_file(), 0o644),
+        }
+        try:
+            write_atomically(out, _tar(members), 0o600)
+        except OSError as error:
+            raise ConfigurationError(f"Cannot write {out}: {error.strerror}.") from error
+        # After the tar: an entry without a tar would revoke an agent that still serves.
+        AgentRegistry(steady.directory).put(
+            EnrolledAgent(
+                instance_uuid=instance_uuid,
+                name=vm_name,
+                address=address,
+                port=port,
+                fingerprint=issued.fingerprint,
+                expires_at=issued.expires_at,
+                authority=issued.authority,
+                trusts=steady.trusted_fingerprints,
+            )
         )
-    )
     return out
 
 

@@ -113,11 +113,13 @@ class GuestAgent(Protocol):
         """
         ...
 
-    def thaw(self, run: str) -> Thawed:
+    def thaw(self, run: str, snapshot: bool | None = None) -> Thawed:
         """Let go and say whether the hold was unbroken. Repeating gives the same answer.
 
-        Never touches another run's hold. Also for a run that was prepared and
-        then not held.
+        A freeze of this run that arrives later is refused. Never touches another
+        run's hold. Also for a run that was prepared and then not held. `snapshot`
+        is whether one was taken, for applications that keep a record of their
+        backups; None when it is not known.
         """
         ...
 

@@ -1,47 +1,18 @@
 """What every GuestAgent owes, asked of the channel to a real agent and of the fake."""
 
-import sys
-import threading
-from pathlib import Path
-
 import pytest
 
-from atoll.guests.authority import Authority
-from atoll.guests.channel import AgentChannel
-from atoll.guests.registry import EnrolledAgent
-from atoll.model.errors import HoldFailedError
-from atoll_agent.config import Config
-from atoll_agent.keeper import Keeper
-from atoll_agent.server import AgentServer
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "fakes"))
+from agent_parts import served_agent
 from agents import FakeAgent
-
-UUID = "50123456-789a-bcde-f012-3456789abcde"
+from atoll.guests.authority import Authority
+from atoll.model.errors import HoldFailedError
 
 
 @pytest.fixture
 def real(tmp_path):
     """A real agent that finds no application and no file system to hold."""
-    authority = Authority.open(tmp_path / "agents")
-    issued = authority.issue_agent("db1", UUID)
-    certificate, key = tmp_path / "agent.crt", tmp_path / "agent.key"
-    certificate.write_bytes(issued.certificate)
-    key.write_bytes(issued.key)
-    trust = authority.credentials
-    config = Config(
-        "db1", UUID, "127.0.0.1", 0, certificate, key, trust.authority, (), False, (), ()
-    )
-    keeper = Keeper(list, list)
-    server = AgentServer(config, keeper)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    port = server.server_address[1]
-    yield AgentChannel(EnrolledAgent(UUID, "db1", "127.0.0.1", port, issued.fingerprint), trust)
-    keeper.stop()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served_agent(tmp_path, Authority.open(tmp_path / "agents")) as agent:
+        yield agent.channel()
 
 
 @pytest.fixture(params=["real", "fake"])
@@ -81,8 +52,19 @@ def test_a_thaw_without_a_hold_says_so(guest_agent):
     assert thawed.reason
 
 
-def test_a_run_can_be_held_again(guest_agent):
+def test_a_run_that_was_thawed_is_not_held_again(guest_agent):
     guest_agent.freeze("a", 60, 30)
-    assert guest_agent.thaw("a").held
-    guest_agent.freeze("a", 60, 30)
-    assert guest_agent.thaw("a").held
+    thawed = guest_agent.thaw("a")
+    with pytest.raises(HoldFailedError):
+        guest_agent.freeze("a", 60, 30)
+    assert guest_agent.status().state == "idle"
+    assert guest_agent.thaw("a") == thawed
+    assert not guest_agent.thaw("b").held
+    with pytest.raises(HoldFailedError):
+        guest_agent.freeze("b", 60, 30)
+
+
+def test_looking_holds_nothing(guest_agent):
+    findings = guest_agent.look()
+    assert [entry.kind for entry in findings.applications] in ([], ["postgresql"])
+    assert guest_agent.status().state == "idle"

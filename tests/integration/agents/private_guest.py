@@ -156,13 +156,13 @@ class AgentProcess:
 
     def __init__(self, config: Path, pyz: Path, log: Path, channel: AgentChannel) -> None:
         self.channel = channel
-        self._argv = [sys.executable, "-B", str(pyz), "serve", "--config", str(config)]
+        self.argv = [sys.executable, "-B", str(pyz), "serve", "--config", str(config)]
         self._log = log
         self.start()
 
     def start(self) -> None:
         with self._log.open("wb") as stream:
-            self.process = subprocess.Popen(self._argv, stdout=stream, stderr=stream, cwd="/")
+            self.process = subprocess.Popen(self.argv, stdout=stream, stderr=stream, cwd="/")
         await_that(lambda: "listens on" in self.log, "the agent listens")
 
     @property

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 from private_guest import await_that, mariadb, mounted, postgres, run
@@ -229,8 +230,8 @@ def test_a_lease_ends_by_itself_and_the_late_thaw_says_so(guest, agent):
     assert not first.held
     assert "lease of 1 s ended" in first.reason
     assert first == again
-    assert agent.channel.freeze("run-4", 60, 30).applications[0].held
-    assert agent.channel.thaw("run-4").held
+    assert agent.channel.freeze("run-4b", 60, 30).applications[0].held
+    assert agent.channel.thaw("run-4b").held
 
 
 def test_a_killed_watchdog_breaks_the_hold_but_freezes_nothing(guest, agent):
@@ -307,6 +308,17 @@ def test_a_lost_database_session_breaks_the_hold(guest, agent):
     thawed = agent.channel.thaw("run-9")
     assert not thawed.held
     assert "postgresql main lost its locks" in thawed.reason
+
+
+def test_a_lost_mariadb_session_breaks_the_hold_and_is_not_made_anew(guest, agent):
+    agent.channel.freeze("run-9m", 60, 30)
+    for one in guest.sql(
+        "SELECT id FROM information_schema.processlist WHERE command = 'Sleep'"
+    ).split():
+        guest.sql(f"KILL {one}")
+    thawed = agent.channel.thaw("run-9m")
+    assert not thawed.held
+    assert "mariadb shop lost its read lock" in thawed.reason
 
 
 def test_another_run_can_neither_freeze_nor_thaw(guest, agent):
@@ -390,7 +402,9 @@ def test_stopping_an_armed_agent_ends_what_it_armed(guest, agent):
     children = list(agent.children())
     agent.process.terminate()
     assert agent.process.wait(60) == 0
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
+    await_that(
+        lambda: not any(os.path.exists(f"/proc/{pid}") for pid in children), "all of them end"
+    )
 
 
 def test_what_changes_while_armed_is_held_as_it_is_then(guest, agent):
@@ -430,3 +444,29 @@ def test_a_session_lost_while_armed_does_not_cost_the_hold(guest, agent, server)
     frozen = agent.channel.freeze("armed-7", 60, 30)
     assert [state.detail for state in frozen.applications] == ["", ""]
     assert agent.channel.thaw("armed-7").held
+
+
+def test_a_mariadb_user_with_a_password_file_is_enough(guest, tmp_path):
+    secret = 'long "and" \\secret'
+    quoted = secret.replace("\\", "\\\\")
+    guest.sql(
+        f"CREATE OR REPLACE USER atoll@localhost IDENTIFIED BY '{quoted}'; "
+        "GRANT RELOAD, PROCESS, SUPER ON *.* TO atoll@localhost; "
+        "GRANT SELECT ON shop.* TO atoll@localhost"
+    )
+    file = tmp_path / "password"
+    file.touch(0o600)
+    file.write_text(f"{secret}\n")
+    given = {"socket": str(guest.mariadb_socket), "owner": "atoll", "database": "shop"}
+    for options, can in [({"password_file": str(file)}, True), ({}, False)]:
+        [server] = mariadb_module.discover((word("mariadb", **given, **options),), look=False)
+        assert ("held by a global read lock" in server.remark(Deadline(60))) is can
+        assert ("password_file" in server.remark(Deadline(60))) is not can
+        if can:
+            server.prepare(Deadline(60))
+            pids = server.open(Deadline(60))
+            commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
+            held = server.hold(Deadline(60))
+            assert (held.held, held.detail, server.still_held(Deadline(60))) == (True, "", "")
+            assert b"secret" not in b"".join(commands)
+            server.close()

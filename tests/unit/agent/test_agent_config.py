@@ -37,7 +37,7 @@ def test_defaults_and_relative_paths(tmp_path):
         ({"port": True}, "port"),
         ({"surprise": 1}, "keys among"),
         ({"applications": {}}, "list"),
-        ({"applications": [{"kind": "oracle", "name": "x"}]}, "oracle"),
+        ({"applications": [{"kind": "dbase", "name": "x"}]}, "dbase"),
         ({"applications": [{"kind": "mariadb", "name": "x", "witness": "\\! id"}]}, "backslash"),
         ({"applications": [{"kind": "mariadb", "name": "x", "witness": "a; b"}]}, "statement"),
         ({"freeze_only": [1]}, "mount points"),

@@ -99,9 +99,20 @@ def test_the_same_run_gets_the_same_answer_and_others_none(keeper):
     assert keeper.state() == State("held", "a")
 
 
-def test_a_run_may_be_held_again_after_it_ended(keeper):
-    first = keeper.freeze(request())
-    keeper.thaw("a")
+def test_a_freeze_that_comes_after_the_thaw_of_its_hold_holds_nothing(keeper, application):
+    """The director asks again when a connection breaks, and the first request may come last."""
+    keeper.freeze(request())
+    released = keeper.thaw("a")
+    with pytest.raises(HoldError, match="thawed before"):
+        keeper.freeze(request())
+    assert (keeper.state(), application.opened) == (State("idle", ""), False)
+    assert keeper.thaw("a") is released
+
+
+def test_a_run_whose_hold_broke_may_be_held_again_until_it_is_thawed(keeper):
+    first = keeper.freeze(request(lease=1.0))
+    with keeper._changed:
+        assert keeper._changed.wait_for(lambda: keeper._state.state == "idle", 60)
     second = keeper.freeze(request())
     assert second.frozen_at > first.frozen_at
     assert keeper.thaw("a").frozen_at == second.frozen_at
@@ -307,3 +318,14 @@ def test_an_error_after_arming_leaves_nothing_armed(keeper, application):
     with pytest.raises(RuntimeError):
         keeper.prepare("a")
     assert (application.openings, application.opened, keeper._armed) == (1, False, None)
+
+
+def test_an_application_with_a_record_hears_of_the_snapshot_before_it_is_asked(application):
+    heard = []
+    application.note_snapshot = lambda taken: heard.append((taken, application.opened))
+    keeper = Keeper(lambda: [application], list)
+    keeper.freeze(request("a"))
+    assert keeper.thaw("a", snapshot=True).held
+    keeper.freeze(request("b"))
+    assert keeper.thaw("b").held
+    assert heard == [(True, True)]

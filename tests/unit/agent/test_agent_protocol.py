@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll_agent.errors import BadRequestError
-from atoll_agent.protocol import MAX_BODY_BYTES, FreezeRequest, parse_freeze, parse_run
+from atoll_agent.protocol import (
+    MAX_BODY_BYTES,
+    FreezeRequest,
+    parse_freeze,
+    parse_run,
+    parse_thaw,
+)
 
 
 def freeze_body(**changes):
@@ -61,3 +67,15 @@ def test_no_bytes_bring_another_error(body):
     except BadRequestError:
         return
     assert request.run
+
+
+def test_a_thaw_may_say_whether_there_is_a_snapshot():
+    assert parse_thaw(b'{"run": "a"}').snapshot is None
+    assert parse_thaw(b'{"run": "a", "snapshot": true}').snapshot is True
+    for body in (
+        b'{"run": "a", "snapshot": 1}',
+        b'{"run": "a", "taken": true}',
+        b'{"snapshot": true}',
+    ):
+        with pytest.raises(BadRequestError):
+            parse_thaw(body)

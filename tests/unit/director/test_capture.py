@@ -39,7 +39,9 @@ class Guest:
         self.prepare_error: Exception | None = None
         self.freeze_error: Exception | None = None
         self.thaw_error: Exception | None = None
+        self.heard: bool | None = None
         self.broken = ""
+        self.frozen_again_at: float | None = None
         self.filesystems: tuple[str, ...] = ("/data", "/")
 
     def prepare(self, run: str) -> None:
@@ -55,13 +57,15 @@ class Guest:
         self.frozen = run
         return Frozen(run, 99.75, 100.0, (self.application,), self.filesystems, 0.0, 0.01)
 
-    def thaw(self, run: str) -> Thawed:
+    def thaw(self, run: str, snapshot: bool | None = None) -> Thawed:
         self.log.append(f"thaw {self.name}")
+        self.heard = snapshot
         held = self.frozen == run and not self.broken
         self.frozen = None
         if self.thaw_error:
             raise self.thaw_error
-        return Thawed(run, held, self.broken or ("" if held else "never held"), 100.0, 101.0)
+        reason = self.broken or ("" if held else "never held")
+        return Thawed(run, held, reason, self.frozen_again_at or 100.0, 101.0)
 
     def status(self) -> object:
         raise AssertionError("not asked for")
@@ -173,6 +177,7 @@ def test_all_are_frozen_before_the_snapshot_and_thawed_after() -> None:
     assert sorted(log[2:4]) == ["freeze a", "freeze b"]
     assert log[4] == "snapshot prod"
     assert sorted(log[5:]) == ["thaw a", "thaw b"]
+    assert [guest.heard for guest in guests] == [True, True]
     assert {proof.consistency for proof in made.proofs.values()} == {Consistency.APP}
     assert made.proofs["a"].hold is not None
     assert made.proofs["a"].hold.seconds == 1.25
@@ -225,6 +230,16 @@ def test_a_hold_that_broke_is_never_called_consistent() -> None:
     assert proof.reasons == ("the lease ended",)
 
 
+def test_a_hold_that_broke_and_was_had_again_is_not_taken_for_one() -> None:
+    guest = Guest([], "a")
+    guest.frozen_again_at = 100.2
+    proof = run([guest], Storage([])).proofs["a"]
+    assert proof.consistency is Consistency.CRASH
+    assert "another one of the same run" in proof.reasons[0]
+    assert proof.hold is not None
+    assert (proof.hold.unbroken, proof.hold.reason) == (False, proof.reasons[0])
+
+
 def test_a_thaw_without_an_answer_downgrades_the_point() -> None:
     guest = Guest([], "a")
     guest.thaw_error = AgentUnavailableError("gone")
@@ -254,6 +269,7 @@ def test_guests_are_thawed_when_the_storage_fails() -> None:
         run([guest], storage)
     assert log[-1] == "thaw a"
     assert guest.frozen is None
+    assert guest.heard is False
 
 
 def test_a_vm_that_moves_during_the_hold_is_held_again() -> None:
@@ -377,9 +393,9 @@ class Slow(Guest):
         self.asked_to_thaw.wait(30)
         return super().freeze(run, lease_seconds, budget_seconds)
 
-    def thaw(self, run: str) -> Thawed:
+    def thaw(self, run: str, snapshot: bool | None = None) -> Thawed:
         self.asked_to_thaw.set()
-        return super().thaw(run)
+        return super().thaw(run, snapshot)
 
 
 def test_one_slow_guest_does_not_hold_the_rest_beyond_the_budget(monkeypatch) -> None:

@@ -6,20 +6,15 @@ import http.client
 import json
 import socket
 import ssl
-import threading
 
 import pytest
 
+from agent_parts import UUID, served_agent
 from atoll.guests.authority import Authority, Credentials
+from atoll.guests.certificates import CLIENT
 from atoll.guests.channel import AgentChannel, open_channels
-from atoll.guests.registry import EnrolledAgent
 from atoll.model.errors import AgentUnavailableError, HoldFailedError
-from atoll_agent.config import Config
-from atoll_agent.keeper import Keeper
 from atoll_agent.protocol import FreezeRequest
-from atoll_agent.server import AgentServer
-
-UUID = "50123456-789a-bcde-f012-3456789abcde"
 
 
 def write(directory, name, issued):
@@ -35,45 +30,24 @@ def authority(tmp_path):
 
 
 @pytest.fixture
-def issued(authority):
-    return authority.issue_agent("db1", UUID)
+def agent(authority, tmp_path):
+    with served_agent(tmp_path, authority) as agent:
+        yield agent
 
 
 @pytest.fixture
-def keeper():
-    keeper = Keeper(list, list)
-    yield keeper
-    keeper.stop()
+def keeper(agent):
+    return agent.keeper
 
 
 @pytest.fixture
-def server(authority, issued, keeper, tmp_path):
-    certificate, key = write(tmp_path / "guest", "agent", issued)
-    config = Config(
-        "db1",
-        UUID,
-        "127.0.0.1",
-        0,
-        certificate,
-        key,
-        authority.credentials.authority,
-        (),
-        False,
-        (),
-        (),
-    )
-    server = AgentServer(config, keeper)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def server(agent):
+    return agent.server
 
 
 @pytest.fixture
-def entry(server, issued):
-    return EnrolledAgent(UUID, "db1", "127.0.0.1", server.server_address[1], issued.fingerprint)
+def entry(agent):
+    return agent.entry
 
 
 @pytest.fixture
@@ -214,9 +188,7 @@ def test_nobody_but_the_director_gets_anything(kind, entry, authority, keeper, t
 
 def test_a_clients_role_is_checked_beside_its_purpose(server, authority, tmp_path):
     """Even a client certificate of the same authority is refused when its SAN is another."""
-    from cryptography.x509.oid import ExtendedKeyUsageOID
-
-    other = authority._issue("backup", "urn:atoll:console", [ExtendedKeyUsageOID.CLIENT_AUTH])
+    other = authority._signer.issue("backup", "urn:atoll:console", [CLIENT], 1)
     certificate, key = write(tmp_path / "x", "c", other)
     status, answer = raw_call(server, authority, certificate, key, "GET", "/v1/status", b"")
     assert status == 403

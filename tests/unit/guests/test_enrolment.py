@@ -29,7 +29,8 @@ def test_the_tar_is_what_the_agent_reads(authority, tmp_path):
     config = load_config(root / "etc/atoll/agent.json")
     assert (config.name, config.instance_uuid, config.port) == ("db1", "u-1", 9000)
     assert stat.S_IMODE(config.key.stat().st_mode) == 0o600
-    assert config.authority.read_bytes() == authority.certificate
+    assert config.certificate == config.key
+    assert config.authority.read_bytes() == authority.trusted
     assert (root / "usr/lib/atoll/atoll-agent.pyz").read_bytes() == build_agent()
     unit = (root / "etc/systemd/system/atoll-agent.service").read_text()
     assert "/usr/lib/atoll/atoll-agent.pyz serve" in unit
@@ -52,7 +53,7 @@ def test_enrolling_again_replaces_the_certificate(authority, tmp_path):
     [
         {"port": 99999},
         {"applications": [{"kind": "postgresql", "name": "x", "witnes": "SELECT 1"}]},
-        {"applications": [{"kind": "oracle", "name": "x"}]},
+        {"applications": [{"kind": "dbase", "name": "x"}]},
     ],
 )
 def test_what_the_agent_would_refuse_replaces_nothing(authority, tmp_path, wrong):
@@ -71,7 +72,8 @@ def fingerprint_of(tar):
     import ssl
 
     with tarfile.open(tar) as archive:
-        pem = archive.extractfile("etc/atoll/agent.crt").read().decode()
+        pem = archive.extractfile("etc/atoll/agent.pem").read().decode()
+    pem = pem[: pem.index("-----BEGIN PRIVATE")]
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
 
 

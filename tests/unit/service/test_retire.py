@@ -64,7 +64,7 @@ class Guest:
     def __init__(self, answers: bool = True) -> None:
         self.answers, self.thawed = answers, list[str]()
 
-    def thaw(self, run: str) -> Any:
+    def thaw(self, run: str, snapshot: bool | None = None) -> Any:
         if not self.answers:
             raise AgentUnavailableError("away")
         self.thawed.append(run)

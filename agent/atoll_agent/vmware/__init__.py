@@ -1,0 +1,1 @@
+"""Holds that VMware Tools asks for: applications alone, while it freezes the file systems itself."""

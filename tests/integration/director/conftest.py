@@ -1,0 +1,45 @@
+"""One small site for all, in order after each test."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from small_site import SmallSite, small_site
+
+from atoll.director import capture, vmware_hold
+from atoll.guests import channel, connection
+
+
+@pytest.fixture(scope="session")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallSite]:
+    """The site, once for all tests."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    base: Path = tmp_path_factory.mktemp("site")
+    for each in (base, *list(base.parents)[:2]):
+        # PostgreSQL's own user must get to its files.
+        each.chmod(0o755)
+    with small_site(base) as site:
+        yield site
+
+
+@pytest.fixture
+def site(standing: SmallSite) -> Iterator[SmallSite]:
+    """The site; afterwards its guests serve by their lease and nothing of the test is left."""
+    yield standing
+    standing.serve_again_by_their_lease()
+    standing.mend()
+    standing.assert_in_order()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A director that waits less long for who is silent; nothing else is different."""
+    monkeypatch.setattr(capture, "_RELEASE_SECONDS", 3.0)
+    monkeypatch.setattr(capture, "_AWAY_SECONDS", 3.0)
+    monkeypatch.setattr(vmware_hold, "_LAST_RELEASE_SECONDS", 3.0)
+    monkeypatch.setattr(channel, "_PREPARE_SECONDS", 4.0)
+    monkeypatch.setattr(channel, "_KEPT_THAW_SECONDS", 2.0)
+    monkeypatch.setattr(channel, "_THAW_SECONDS", 2.0)
+    monkeypatch.setattr(connection, "_CONNECT_SECONDS", 2.0)
