@@ -22,7 +22,7 @@ unit: setup      ## the quick tests
 	.venv/bin/pytest -q tests/unit
 
 test: lint setup-tests ## everything but the long repeats
-	.venv/bin/pytest -m "not soak" --durations 30
+	@sh scripts/test
 
 soak: setup-tests ## the long repeats
 	.venv/bin/pytest -m soak
