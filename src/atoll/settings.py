@@ -123,7 +123,8 @@ class DirectorSection(_Section):
     lease_seconds: float = Field(default=10.0, ge=1, le=60)
     budget_seconds: float = Field(default=5.0, gt=0, le=60)
     ways: tuple[Literal["direct", "vmware"], ...] = Field(default=("direct",), min_length=1)
-    vmware_seconds: float = Field(default=120.0, ge=1, le=900)
+    # The agent thaws what VMware Tools did not by itself after 300 s, and must not be in the middle.
+    vmware_seconds: float = Field(default=120.0, ge=1, le=240)
     order: tuple[OrderSection, ...] = ()
 
     @model_validator(mode="after")

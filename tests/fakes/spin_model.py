@@ -23,11 +23,14 @@ class Search:
     output: str
 
 
-def search(where: Path, options: Iterable[str], *, liveness: bool = False) -> Search:
+def search(
+    where: Path, options: Iterable[str], *, liveness: bool = False, short: bool = False
+) -> Search:
     """Search every state of the model under `options`, e.g. `FAULTS=1`; exhaustive or an AssertionError.
 
     Without `liveness` for assertions and invalid end states, with it for the
-    model's LTL claim under weak fairness.
+    model's LTL claim under weak fairness. `short` is for searches that end soon,
+    for which compiling well would take longer.
     """
     defines = [f"-D{option}" for option in options]
     if liveness:
@@ -36,7 +39,7 @@ def search(where: Path, options: Iterable[str], *, liveness: bool = False) -> Se
     # NFAIR: a bit for each process, of which there are ten at most.
     kind = "-DNFAIR=3" if liveness else "-DSAFETY"
     limits = (f"-DMEMLIM={_MEMORY_MIB}", "-DCOLLAPSE")
-    _run(where, "gcc", "-O2", "-w", *limits, kind, "-o", "pan", "pan.c")
+    _run(where, "gcc", "-O0" if short else "-O2", "-w", *limits, kind, "-o", "pan", "pan.c")
     claim = ("-a", "-f") if liveness else ()
     output = _run(where, "./pan", f"-m{_DEPTH}", "-w22", *claim)
     found = re.search(r"^pan:1: (.*?) \(at depth", output, re.MULTILINE)

@@ -14,12 +14,20 @@
  *   Killer     kill -9, SIGSTOP and SIGCONT, somebody's fsfreeze -u, a lost database session
  *   Clock      CLOCK_BOOTTIME as atoll_agent/clock.py reads it
  *
- * What is left out, and why that is fair: docs/adr, "The hold protocol is model-checked".
+ * What must hold, whatever happens; each is an assertion below, or what spin looks for by itself:
+ *   (a) what is claimed to have been held was, at the snapshot's instant
+ *   (b) no guest stays frozen beyond its budget or its lease; and whatever freezes thaws (LIVENESS)
+ *   (c) a request of one hold never ends another's
+ *   (d) nobody waits for ever, but where a label `end` says that he rests
+ *   (e) what an agent was asked to thaw does not freeze again
  *
- * -D options: HOLDS, FAULTS (how many), KINDS (which), DUPLICATES; BUG_… breaks one rule, and then
- * a property must fail. REPLAY is for simulation: whatever comes from outside waits until the guest
- * has nothing more to do by itself, and each step that a harness must do or see on the real code is
- * printed as a line that begins with @.
+ * What is left out, and why that is fair: docs/adr/0021-the-hold-is-model-checked.md.
+ *
+ * -D options: FAULTS, how many, and KINDS, which; DUPLICATES and LATE requests; UNTIMED, without the
+ * clock; LIVENESS, for the claim instead of the assertions. BUG_… leaves a rule out; then a promise
+ * must break. REPLAY is for simulation: what comes from outside waits until the guest has nothing
+ * more to do by itself, and each step that a harness must do or see on the real code is printed as
+ * a line that begins with @.
  */
 
 #ifndef FAULTS
@@ -28,7 +36,7 @@
 #ifndef KINDS
 #define KINDS 255
 #endif
-#define K_DIRECTOR 1	/* killed; the next run goes on */
+#define K_DIRECTOR 1	/* killed; the next start thaws, or nobody does */
 #define K_AGENT 2	/* killed; starts again by itself */
 #define K_WATCHDOG 4	/* killed */
 #define K_STOP 8	/* the agent is stopped and goes on at some time */
@@ -77,7 +85,7 @@ mtype:session session = CLOSED;	/* the application's, and what it holds */
 bool up = true;
 bool stopped;
 mtype:guest state = IDLE;
-byte whose;		/* whose hold; 0 when idle */
+byte whose;			/* whose hold; 0 when idle */
 mtype:stage stage = REST;
 bool cancelled;
 bool app;			/* the application was held */
@@ -96,7 +104,7 @@ Memory memory[3];
 typedef Dog {
 	mtype:watch at;
 	bool dead;		/* killed, and the agent has not taken note */
-	bool hung;
+	bool hung;		/* stopped */
 	bool orphan;		/* the agent is gone and the pipe closed */
 	bool begin, freeze, thaw;	/* lines in the pipe to it */
 	byte thaw_for;		/* ghost: whose request is behind that line */
@@ -134,6 +142,8 @@ bool over[3];			/* ghost: this agent was asked to thaw the hold */
 #define all_read(x) (!dog[x].begin && !dog[x].freeze)
 #define watched (counting(0) && acts(0) || counting(1) && acts(1) || able && unheard(w))
 
+/* ---- when something may come from outside ---- */
+
 #ifdef REPLAY
 bool cut;			/* the director's call has lost its connection */
 bool kept;			/* the director has a connection that works */
@@ -150,6 +160,9 @@ byte fuse = NEVER;		/* so many steps go well before anything may go wrong */
 #define unlucky (fuse == 0)
 #define outside (settled && !cut && !thinking && fuse != NEVER)
 #define think(x) thinking = x
+bool awaited;			/* the snapshot, by a director who lives */
+#define await(x) awaited = x
+#define told settled
 inline see() {
 	printf("@ state %e %d %d %d %d\n", state, frozen, up, stopped, alive(0) + alive(1));
 	fuse = (fuse > 0 -> fuse - 1 : 0)
@@ -161,6 +174,8 @@ inline see() {
 #define outside true
 #define unlucky true
 #define think(x) skip
+#define await(x) skip
+#define told true
 #define see() skip
 #define may_continue true
 #define patient false
@@ -524,7 +539,7 @@ inline give_up() {
 #define dies outside && unlucky && (KINDS & K_DIRECTOR) && faults > 0
 inline die() {
 	see(); printf("@ director killed\n");
-	faults--; forget()
+	faults--; await(false); forget()
 }
 
 active proctype Director() {
@@ -561,14 +576,16 @@ active proctype Director() {
 answered:
 	if
 	:: atomic { !ok -> think(false); was = 0; with_app = false; ask(THAW, 0); goto thawing }
-	:: atomic { ok -> think(false); storage = ASKED }
+	:: atomic { ok -> think(false); await(true); storage = ASKED }
 	fi;
 	if
 #ifdef BUG_THAW_EARLY
 	:: atomic { storage != NOTHING -> ask(THAW, 0) }
 #else
-	:: atomic { outside && storage == DONE -> storage = NOTHING; ask(THAW, 0) }
-	:: atomic { outside && storage == REFUSED -> storage = NOTHING; ok = false; ask(THAW, 0) }
+	:: atomic { told && storage == DONE -> storage = NOTHING; think(false); await(false); ask(THAW, 0) }
+	:: atomic { told && storage == REFUSED ->
+		storage = NOTHING; ok = false; think(false); await(false); ask(THAW, 0)
+	   }
 #endif
 	:: atomic { dies -> die(); goto dead }
 	fi;
@@ -622,8 +639,8 @@ end:	do
 		inside_app = inside && session == LOCKED;
 		see(); printf("@ instant %d\n", frozen)
 	   }
-	:: atomic { outside && storage == TAKEN -> see(); printf("@ snapshot done\n"); storage = DONE }
-	:: atomic { outside && unlucky && storage == TAKEN -> see(); printf("@ snapshot refused\n"); storage = REFUSED }
+	:: atomic { outside && storage == TAKEN -> see(); printf("@ snapshot done\n"); storage = DONE; think(awaited) }
+	:: atomic { outside && unlucky && storage == TAKEN -> see(); printf("@ snapshot refused\n"); storage = REFUSED; think(awaited) }
 	od
 }
 

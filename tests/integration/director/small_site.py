@@ -55,7 +55,16 @@ from fake_fabric import FileFabric
 USER, PASSWORD = "backup@vsphere.local", "s3cret-word"
 MIB = 1 << 20
 LUN_BYTES, DISK_BYTES = 600 * MIB, 2 * MIB
-LEASE_SECONDS, BUDGET_SECONDS = 5.0, 2.0
+LEASE_SECONDS, BUDGET_SECONDS = 15.0, 12.0
+"""Of the settings: long enough on a busy machine, where nobody is to be late."""
+
+SHORT_LEASE_SECONDS, SHORT_BUDGET_SECONDS = 6.0, 3.0
+SHORT: Mapping[str, object] = {
+    "lease_seconds": SHORT_LEASE_SECONDS,
+    "budget_seconds": SHORT_BUDGET_SECONDS,
+}
+"""For rows in which somebody waits for the end of one."""
+
 PG_PORT = 5561
 
 GROUPS = {"vmfs1": "gold", "vmfs2": "silver"}
@@ -176,12 +185,19 @@ class SmallSite:
     fabric: FileFabric
     simulator: RestartableSimulator
     guests: dict[str, SmallGuest] = field(default_factory=dict)
+    longest_hold_seconds: float = 0.0
+    """What a guest may have to wait for that the last run held: budget and lease."""
     database: Guest | None = None
 
     @property
     def control(self) -> Control:
         """vCenter from behind."""
         return Control(self.directory / "vcenter")
+
+    @property
+    def short_settings(self) -> Path:
+        """The same with a short lease and budget."""
+        return self.directory / "short.toml"
 
     @property
     def registry(self) -> AgentRegistry:
@@ -220,6 +236,7 @@ class SmallSite:
     ) -> BackupResult:
         """Back up VMs as `atoll backup` does; all of them, if nothing else is said."""
         with self.opened(accept_less=accept_less, engine=engine, **hold) as site:
+            self.longest_hold_seconds = site.hold.budget_seconds + site.hold.lease_seconds
             return back_up(site, vms, at or At())
 
     def hold_alone(self, at: At, **changes: object) -> BackupResult:
@@ -257,8 +274,11 @@ class SmallSite:
             worker.join()
 
     def serve_again_by_their_lease(self) -> None:
-        """No guest stays frozen longer than its lease and what it may take to freeze."""
-        limit = LEASE_SECONDS + BUDGET_SECONDS
+        """No guest stays frozen longer than its lease and what it may take to freeze.
+
+        `longest_hold_seconds` says how long that is.
+        """
+        limit = self.longest_hold_seconds
         with ThreadPoolExecutor(len(self.guests)) as pool:
             serving = pool.map(lambda guest: guest.serves(limit), self.guests.values())
             frozen = [vm for vm, serves in zip(self.guests, serving, strict=True) if not serves]
@@ -343,7 +363,8 @@ def small_site(directory: Path) -> Iterator[SmallSite]:
         fabric = _fabric(engine, pool)
         simulator = RestartableSimulator(vcenter, fabric)
         stack.callback(simulator.stop)
-        _write_settings(settings, Control(vcenter).endpoint().port)
+        for file, changes in ((settings, {}), (directory / "short.toml", SHORT)):
+            _write_settings(file, Control(vcenter).endpoint().port, **changes)
         _add_vms(Control(vcenter), fabric)
         Repository.create(directory / "repository", create_key_file(directory / "repository.key"))
         authority = Authority.open(directory / "agents")
@@ -372,7 +393,8 @@ def small_site(directory: Path) -> Iterator[SmallSite]:
         yield site
 
 
-def _write_settings(path: Path, vcenter_port: int) -> None:
+def _write_settings(path: Path, vcenter_port: int, **changes: object) -> None:
+    director = {"lease_seconds": LEASE_SECONDS, "budget_seconds": BUDGET_SECONDS, **changes}
     (path.parent / "vcenter.password").write_text(PASSWORD + "\n")
     path.write_text(
         f"""
@@ -399,8 +421,8 @@ directory = "agents"
 
 [director]
 state_directory = "state"
-lease_seconds = {LEASE_SECONDS}
-budget_seconds = {BUDGET_SECONDS}
+lease_seconds = {director["lease_seconds"]}
+budget_seconds = {director["budget_seconds"]}
 ways = ["direct", "vmware"]
 vmware_seconds = 30
 """

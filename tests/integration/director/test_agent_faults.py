@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 from private_guest import await_that
 from small_site import (
-    LEASE_SECONDS,
+    SHORT,
+    SHORT_LEASE_SECONDS,
     At,
     SmallGuest,
     SmallSite,
@@ -28,7 +29,7 @@ Fault = Callable[[SmallGuest], object]
 SILENT = r"The agent of app1 at \S+ does not answer \(nothing came within .* s\); see whether .*\."
 GONE = r"The agent of app1 at \S+ does not answer \(.*\); see whether it runs and can be reached\."
 LATE = (
-    r"Guest app1 was not held within the 2 s that all guests of a run have to freeze; see what its "
+    r"Guest app1 was not held within the 3 s that all guests of a run have to freeze; see what its "
     r"applications wait for, or raise budget_seconds\."
 )
 UNCONFIRMED = "the thaw was not confirmed: "
@@ -81,7 +82,7 @@ def test_nothing_happens(site: SmallSite) -> None:
 def test_one_agent_fails_and_its_point_alone_says_so(
     site: SmallSite, stage: str, fault: Fault, reason: str
 ) -> None:
-    result = site.hold_alone(when(stage, fault, site.guests["app1"]))
+    result = site.hold_alone(when(stage, fault, site.guests["app1"]), **SHORT)
     assert_called(result, app1="crash")
     assert_reasons(result, "app1", reason)
 
@@ -130,10 +131,10 @@ def test_agent_and_watchdog_killed_at_once_the_next_agent_thaws(site: SmallSite)
 def test_a_watchdog_that_hangs_does_not_outlast_the_lease_for_long(site: SmallSite) -> None:
     """The director is gone, too: the agent ends the hung watchdog and thaws in its place."""
     guest = site.guests["app1"]
-    guest.agent.channel.freeze("hung", 1.0, 2.0)
+    guest.agent.channel.freeze("hung", 1.0, 4.0)
     os.kill(guest.agent.watchdog(), signal.SIGSTOP)
     await_that(lambda: guest.agent.channel.status().state == "idle", "the agent steps in")
-    assert guest.serves(LEASE_SECONDS)
+    assert guest.serves(SHORT_LEASE_SECONDS)
     thawed = guest.agent.channel.thaw("hung")
     assert (thawed.held, thawed.reason) == (False, "the watchdog hung, and the agent ended it")
 
@@ -141,7 +142,7 @@ def test_a_watchdog_that_hangs_does_not_outlast_the_lease_for_long(site: SmallSi
 def test_a_watchdog_that_wakes_up_after_the_lease_does_not_call_it_held(site: SmallSite) -> None:
     """It finds the end of the lease and the thaw at the same moment."""
     guest = site.guests["app1"]
-    guest.agent.channel.freeze("slow", 1.0, 5.0)
+    guest.agent.channel.freeze("slow", 1.0, 20.0)
     watchdog = guest.agent.watchdog()
     os.kill(watchdog, signal.SIGSTOP)
     assert not guest.serves(2.0), "the lease is over, and nobody let go"

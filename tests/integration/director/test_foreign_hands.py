@@ -70,7 +70,7 @@ def test_a_guest_whose_new_certificate_is_installed_in_the_hold(
 def test_a_guest_that_another_director_holds(site: SmallSite, stage: str) -> None:
     """Its hold is left alone, whatever we ask for."""
     other = site.guests["app1"].agent.channel
-    result = site.hold_alone(At(**{stage: lambda: other.freeze("theirs", 30.0, 5.0)}))
+    result = site.hold_alone(At(**{stage: lambda: other.freeze("theirs", 30.0, 20.0)}))
     assert_called(result, app1="crash")
     assert_reasons(
         result,
@@ -88,7 +88,7 @@ def test_another_director_that_is_late(site: SmallSite) -> None:
         with pytest.raises(HoldFailedError, match="is held here"):
             other.prepare("late")
         with pytest.raises(HoldFailedError, match="is held here"):
-            other.freeze("late", 30.0, 5.0)
+            other.freeze("late", 30.0, 20.0)
         assert not other.thaw("late").held
 
     assert_called(site.hold_alone(At(snapshot=try_it), accept_less=False))

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from private_guest import await_that
 from small_site import (
-    LEASE_SECONDS,
+    SHORT,
+    SHORT_LEASE_SECONDS,
     At,
     SmallSite,
     assert_called,
@@ -86,7 +87,7 @@ def test_a_clock_that_jumps_does_not_put_off_the_end_of_a_lease(
     site: SmallSite, clock: WallClock, jump: float
 ) -> None:
     channel = site.guests["app1"].agent.channel
-    channel.freeze("jump", 1.0, 5.0)
+    channel.freeze("jump", 1.0, 20.0)
     watchdog = Path(f"/proc/{site.guests['app1'].agent.watchdog()}/maps")
     assert FAKETIME.name in watchdog.read_text(), "the watchdog has another clock"
     clock.set(jump)
@@ -127,7 +128,7 @@ def test_a_full_disk_with_the_agent_on_it(site: SmallSite) -> None:
         guest.agent.start()
         killed = site.hold_alone(At(snapshot=guest.agent.process.kill))
         assert_called(killed, web1="crash")
-        assert guest.serves(LEASE_SECONDS)
+        assert guest.serves(SHORT_LEASE_SECONDS)
         guest.agent.process.wait()
         guest.agent.start()
 
@@ -184,7 +185,8 @@ def test_an_application_that_hangs_while_it_is_to_be_held(site: SmallSite) -> No
     postmaster = int((database.base / "postmaster.pid").read_text())
     try:
         result = site.hold_alone(
-            At(hold=lambda: signal_all(postgres_processes(postmaster), signal.SIGSTOP))
+            At(hold=lambda: signal_all(postgres_processes(postmaster), signal.SIGSTOP)),
+            **SHORT,
         )
         assert_called(result, db1="filesystem")
         assert_reasons(

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_site import VMS, At, SmallSite, assert_called, soak
+from small_site import (
+    SHORT_BUDGET_SECONDS,
+    SHORT_LEASE_SECONDS,
+    VMS,
+    At,
+    SmallSite,
+    assert_called,
+    soak,
+)
 
 pytestmark = pytest.mark.needs_root
 
@@ -47,7 +55,7 @@ class MortalDirector:
 
 @pytest.fixture
 def director(site: SmallSite) -> Iterator[MortalDirector]:
-    director = MortalDirector(site.settings)
+    director = MortalDirector(site.short_settings)
     yield director
     director.close()
 
@@ -55,6 +63,7 @@ def director(site: SmallSite) -> Iterator[MortalDirector]:
 def kill(site: SmallSite, director: MortalDirector, at: str) -> str:
     """Kill it there and see that all is well; the stage in which it was."""
     killed = director.back_up(at)
+    site.longest_hold_seconds = SHORT_BUDGET_SECONDS + SHORT_LEASE_SECONDS
     if "where" not in killed:
         return "done"
     try:

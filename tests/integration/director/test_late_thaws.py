@@ -21,7 +21,7 @@ def test_a_thaw_after_the_lease_never_says_held(site: SmallSite, tmp_path: Path)
 
     def thaw_late(channel: AgentChannel, run: str) -> tuple[bool, str]:
         channel.prepare(run)
-        channel.freeze(run, LEASE_SECONDS, 5.0)
+        channel.freeze(run, LEASE_SECONDS, 20.0)
         # The lease began before we heard of the freeze, so it is over after this.
         time.sleep(LEASE_SECONDS + random.choice((0.0, 0.0, 0.001, 0.01, 0.3)))
         thawed = channel.thaw(run)

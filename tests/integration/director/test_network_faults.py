@@ -4,15 +4,15 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from small_site import At, SmallGuest, SmallSite, assert_called, assert_reasons, proofs, soak
+from small_site import SHORT, At, SmallGuest, SmallSite, assert_called, assert_reasons, proofs, soak
 
 from agent_wire import AgentWire, Wire
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.usefixtures("impatient")]
 
 GONE = r"The agent of app1 at \S+ does not answer \(.*\); see whether it runs and can be reached\."
-SILENT = r"The agent of app1 at \S+ does not answer \(nothing came within 2 s\); see whether .*\."
-LATE = r"Guest app1 was not held within the 2 s that all guests of a run have to freeze; see .*\."
+SILENT = r"The agent of app1 at \S+ does not answer \(nothing came within 3 s\); see whether .*\."
+LATE = r"Guest app1 was not held within the 3 s that all guests of a run have to freeze; see .*\."
 UNCONFIRMED = "the thaw was not confirmed: "
 
 
@@ -47,7 +47,7 @@ def reset_at_the_answer(wire: AgentWire) -> None:
     ("stage", "fault", "reason"),
     [
         soak(
-            "prepare", becomes(Wire.IS_SILENT), r".* does not answer \(nothing came within 2 s\).*"
+            "prepare", becomes(Wire.IS_SILENT), r".* does not answer \(nothing came within 3 s\).*"
         ),
         soak("hold", cut, GONE),
         ("hold", cut_at_the_answer, GONE),
@@ -64,7 +64,7 @@ def test_what_was_not_confirmed_is_not_claimed(
     site: SmallSite, stage: str, fault: Callable[[AgentWire], None], reason: str
 ) -> None:
     wire = site.guests["app1"].wire
-    result = site.hold_alone(At(**{stage: lambda: fault(wire)}))
+    result = site.hold_alone(At(**{stage: lambda: fault(wire)}), **SHORT)
     assert_called(result, app1="crash")
     assert_reasons(result, "app1", reason)
 
@@ -91,7 +91,7 @@ def test_a_freeze_that_comes_after_its_thaw_freezes_nothing(site: SmallSite) -> 
         arrived.set()
 
     at = At(hold=lambda: guest.wire.before_the_next_request(wait), release=given_up.set)
-    result = site.hold_alone(at)
+    result = site.hold_alone(at, **SHORT)
     assert arrived.wait(10)
     assert_called(result, app1="crash")
     assert_reasons(result, "app1", LATE)

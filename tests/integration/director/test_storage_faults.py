@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 from small_site import (
-    BUDGET_SECONDS,
-    LEASE_SECONDS,
+    SHORT,
+    SHORT_LEASE_SECONDS,
     At,
     SmallSite,
     assert_called,
@@ -73,7 +73,7 @@ def test_storage_that_fails_ends_the_run(site: SmallSite, groups: set[str], late
 @pytest.mark.parametrize("group", ["gold", soak("silver")])
 def test_storage_that_takes_longer_than_the_lease(site: SmallSite, group: str) -> None:
     """The guests served before it was done: their points say so and claim no more."""
-    seconds = LEASE_SECONDS + BUDGET_SECONDS
+    seconds = SHORT_LEASE_SECONDS + 2.0
     waiting: list[Callable[..., Any]] = []
 
     def keep() -> None:
@@ -82,11 +82,11 @@ def test_storage_that_takes_longer_than_the_lease(site: SmallSite, group: str) -
         waiting.append(keeper.__exit__)
 
     try:
-        result = site.back_up(At(snapshot=keep))
+        result = site.back_up(At(snapshot=keep), **SHORT)
     finally:
         for end in waiting:
             end(None, None, None)
-    ended = f"the lease of {LEASE_SECONDS:g} s ended"
+    ended = f"the lease of {SHORT_LEASE_SECONDS:g} s ended"
     assert_called(result, db1="none", app1="crash", web1="crash")
     assert_reasons(
         result,

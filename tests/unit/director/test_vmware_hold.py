@@ -262,10 +262,26 @@ def test_when_vcenter_cannot_say_whether_it_stood_it_proves_nothing(vcenter, mon
         raise VCenterUnreachableError("vCenter did not answer.")
 
     monkeypatch.setattr(vcenter, "present", unreachable)
+    monkeypatch.setattr(module, "_STANDING_SECONDS", 0.0)
     told = verdict(vcenter)
     assert told.consistency is Consistency.CRASH
     assert "could not say" in told.reasons[0]
     assert ("remove", "uuid-db1") in vcenter.calls
+
+
+def test_a_vcenter_that_is_away_for_a_moment_is_asked_again(vcenter, monkeypatch):
+    answers = iter([VCenterUnreachableError("vCenter did not answer."), ("snapshot-of-uuid-db1",)])
+
+    def present(*_):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(vcenter, "present", present)
+    monkeypatch.setattr(module, "_ASK_AGAIN_SECONDS", 0.01)
+    vcenter.after_hold["uuid-db1"] = account(1)
+    assert verdict(vcenter).consistency is Consistency.APP
 
 
 def test_even_a_bug_of_ours_leaves_no_snapshot(vcenter, monkeypatch):
