@@ -140,7 +140,8 @@ bool over[3];			/* ghost: this agent was asked to thaw the hold */
 #endif
 #define holding(x) (dog[x].at == ARMED || counting(x))
 #define all_read(x) (!dog[x].begin && !dog[x].freeze)
-#define watched (counting(0) && acts(0) || counting(1) && acts(1) || able && unheard(w))
+#define frosty(x) (acts(x) && (dog[x].at == ICED || dog[x].at == FROZEN) && dog[x].number == number)
+#define watched (frosty(0) || frosty(1) || able && unheard(w))
 
 /* ---- when something may come from outside ---- */
 

@@ -91,7 +91,7 @@ def test_nothing_but_requests_and_refusals(body):
 
 
 @pytest.mark.soak
-@settings(max_examples=200_000, deadline=None)
+@settings(max_examples=50_000, deadline=None)
 @given(BODIES)
 def test_very_many_bodies(body):
     check(body)
