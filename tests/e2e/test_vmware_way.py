@@ -21,7 +21,7 @@ def settings(lab: LiveLab) -> Path:
     """The lab's own, without its enrolled agents; emulated guests take their time."""
     changes = {
         "director.ways": ["vmware"],
-        "director.vmware_seconds": 280,
+        "director.vmware_seconds": 240,
         "agents.directory": "nobody",
     }
     return lab.settings("vmware", changes)
