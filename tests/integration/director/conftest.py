@@ -17,16 +17,21 @@ def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallSite]:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     base: Path = tmp_path_factory.mktemp("site")
-    for each in (base, *list(base.parents)[:2]):
-        # PostgreSQL's own user must get to its files.
-        each.chmod(0o755)
+    let_in(base)
     with small_site(base) as site:
         yield site
+
+
+def let_in(base: Path) -> None:
+    """Let PostgreSQL's own user get to its files: another pytest that starts closes the way."""
+    for each in (base, *list(base.parents)[:2]):
+        each.chmod(0o755)
 
 
 @pytest.fixture
 def site(standing: SmallSite) -> Iterator[SmallSite]:
     """The site; afterwards its guests serve by their lease and nothing of the test is left."""
+    let_in(standing.directory)
     yield standing
     standing.serve_again_by_their_lease()
     standing.mend()

@@ -161,7 +161,7 @@ def test_an_application_that_refuses(site: SmallSite) -> None:
             ),
             "the transaction is open",
         )
-        result = site.hold_alone(At(), accept_less=False, **SHORT)
+        result = site.hold_alone(At(), accept_less=False)
         assert_called(result, db1="filesystem")
         assert_reasons(result, "db1", "postgresql main was not held: .*forgetful.*")
         # Its freeze takes long now: asked again while it is under way, it answers once for both.
