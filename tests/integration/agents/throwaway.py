@@ -1,6 +1,7 @@
 """A copy of this machine to install packages in, thrown away afterwards, with or without systemd."""
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -52,7 +53,8 @@ class Machine:
                         "-q",
                         "-D",
                         self.root,
-                        f"--machine={self.root.parent.name}",
+                        # mkdtemp's names hold underscores, which no machine's name may.
+                        f"--machine=atoll-{os.getpid()}",
                     ),
                     *("--register=no", "--keep-unit"),
                     *(f"--bind={source}:{target}" for source, target in binds),
@@ -65,7 +67,11 @@ class Machine:
             )
         outside = self._enter
         try:
-            await_that(lambda: b"multi-user.target" in console.read_bytes(), "systemd boots")
+            await_that(
+                lambda: b"multi-user.target" in console.read_bytes() or process.poll() is not None,
+                "systemd boots",
+            )
+            assert process.poll() is None, console.read_text(errors="replace")
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             [init] = [
                 pid for pid in children if Path(f"/proc/{pid}/comm").read_text() == "systemd\n"
