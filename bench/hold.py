@@ -93,7 +93,7 @@ def main() -> None:
 def _holds(guests: Sequence[Guest], engine: StorageEngine) -> list[Figure]:
     count = len(guests)
     say(f"{ROUNDS[count]} holds of {count} guests")
-    captures = [_capture(guests, engine) for _ in range(ROUNDS[count])]
+    captures = [_capture(f"{count}-{number}", guests, engine) for number in range(ROUNDS[count])]
     holds = [proof.hold for made in captures for proof in made.proofs.values()]
     held = [hold.seconds for hold in holds if hold is not None]
     snapshots = [
@@ -127,8 +127,8 @@ def _holds(guests: Sequence[Guest], engine: StorageEngine) -> list[Figure]:
     return figures
 
 
-def _capture(guests: Sequence[Guest], engine: StorageEngine) -> Capture:
-    plan = Plan("bench", tuple(_planned(guest) for guest in guests), ())
+def _capture(run: str, guests: Sequence[Guest], engine: StorageEngine) -> Capture:
+    plan = Plan(run, tuple(_planned(guest) for guest in guests), ())
     agents = {guest.uuid: guest.channel for guest in guests}
     means = Means(agents, engine, _placement, cast(SnapshotKeeper, None))
     policy = HoldPolicy(lease_seconds=LEASE_SECONDS, budget_seconds=BUDGET_SECONDS)
@@ -261,9 +261,10 @@ def _real_guests() -> list[Figure]:
             for names in (["db1"], ["db1", "app1"]):
                 say(f"{REAL_ROUNDS} holds of the lab's {', '.join(names)} under load")
                 captures = []
-                for _ in range(REAL_ROUNDS):
+                for number in range(REAL_ROUNDS):
+                    run = f"{len(names)}-{number}"
                     plan = make_plan(
-                        "bench", names, vcenter.inventory(), engine.groups(), means.agents.keys()
+                        run, names, vcenter.inventory(), engine.groups(), means.agents.keys()
                     )
                     captures.append(capture(plan, "atoll-bench", means, site.hold, Silent()))
                     engine.delete_snapshot(plan.groups[0], "atoll-bench")

@@ -10,6 +10,7 @@ from atoll.cli.output import as_json, err, out, size
 from atoll.cli.progress import LiveProgress
 from atoll.cli.restored import browsing, pick_disk
 from atoll.recovery.disks import restore_disk
+from atoll.recovery.files import restore_files
 
 INCOMPLETE = 5
 """Exit status of a restore that brought files back, but not all."""
@@ -38,7 +39,9 @@ def restore_file(
     is named.
     """
     with browsing(context.site(), reference) as browser:
-        report = browser.restore(path, target, overwrite=overwrite, keep_privileges=keep_privileges)
+        report = restore_files(
+            browser, path, target, overwrite=overwrite, keep_privileges=keep_privileges
+        )
     if json:
         as_json(report)
     else:

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from atoll.guestfiles.browser import FileBrowser
 from atoll.model.errors import NotFoundInPointError
 from atoll.model.points import DiskImage, RestorePoint
-from atoll.recovery.files import FileBrowser
 from atoll.service.site import Site
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from atoll.model.points import Evidence
 from atoll.model.progress import Progress
-from atoll.recovery.nbd import NbdExport
+from atoll.nbd.server import NbdExport
 from atoll.recovery.prove import prove
 from atoll.recovery.sandbox import SandboxLimits
 from atoll.service.site import Site

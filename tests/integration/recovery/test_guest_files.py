@@ -12,8 +12,9 @@ import pytest
 
 from atoll.blocks.readers import FileReader
 from atoll.filesystems.interface import EntryKind
+from atoll.guestfiles.browser import FileBrowser
 from atoll.model.errors import NotFoundInPointError, RestoreTargetError, UnsupportedFormatError
-from atoll.recovery.files import FileBrowser
+from atoll.recovery.files import restore_files
 
 pytestmark = pytest.mark.needs_root
 
@@ -232,7 +233,7 @@ def test_volumes_of_other_kinds_are_refused_by_name(browser: FileBrowser) -> Non
 
 
 def test_a_tree_comes_back_as_it_was(browser: FileBrowser, vm: Vm, tmp_path: Path) -> None:
-    report = browser.restore("/home", tmp_path)
+    report = restore_files(browser, "/home", tmp_path)
     assert os.listdir(tmp_path) == ["home"]
     assert_same(tmp_path / "home", vm.root / "home", without=(b"disk",))
     links = {os.stat(tmp_path / "home" / p).st_ino for p in ("plain", "again", "sub/third")}
@@ -247,7 +248,7 @@ def test_the_whole_guest_comes_back_over_all_mounts(
     browser: FileBrowser, vm: Vm, tmp_path: Path
 ) -> None:
     target = tmp_path / "new"
-    report = browser.restore("/", target)
+    report = restore_files(browser, "/", target)
     assert_same(target / "var/log", vm.var / "log")
     assert_same(target / "var/lib/postgresql", vm.database)
     info = (target / "var/lib/postgresql").stat()
@@ -264,23 +265,23 @@ def test_the_whole_guest_comes_back_over_all_mounts(
 
 
 def test_privileges_come_back_when_they_are_asked_for(browser: FileBrowser, tmp_path: Path) -> None:
-    report = browser.restore("/usr/bin", tmp_path, keep_privileges=True)
+    report = restore_files(browser, "/usr/bin", tmp_path, keep_privileges=True)
     assert stat.S_IMODE((tmp_path / "bin/su").stat().st_mode) == 0o4755
     assert (report.missing, report.not_kept) == (0, [])
 
 
 def test_one_file_and_one_symlink(browser: FileBrowser, vm: Vm, tmp_path: Path) -> None:
-    report = browser.restore("/etc/shadow", tmp_path)
+    report = restore_files(browser, "/etc/shadow", tmp_path)
     assert (report.files, report.bytes, report.not_kept) == (1, 7, [])
     assert facts(os.fsencode(tmp_path / "shadow")) | {"times": 0} == facts(
         os.fsencode(vm.root / "etc/shadow")
     ) | {"times": 0}
-    browser.restore("/etc/escape", tmp_path)
+    restore_files(browser, "/etc/escape", tmp_path)
     assert os.readlink(tmp_path / "escape") == "../../../../etc/passwd"
-    browser.restore("disk2:part0:/15/main/PG_VERSION", tmp_path)
+    restore_files(browser, "disk2:part0:/15/main/PG_VERSION", tmp_path)
     assert (tmp_path / "PG_VERSION").read_bytes() == b"15\n"
     with pytest.raises(UnsupportedFormatError, match="device node"):
-        browser.restore("/home/disk", tmp_path)
+        restore_files(browser, "/home/disk", tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["PG_VERSION", "escape", "shadow"]
 
 
@@ -289,7 +290,7 @@ def test_what_exists_is_refused_and_stays(browser: FileBrowser, tmp_path: Path) 
     (tmp_path / "etc" / "mine").write_text("mine")
     for path in ("/etc", "/"):
         with pytest.raises(RestoreTargetError, match="exists already"):
-            browser.restore(path, tmp_path)
+            restore_files(browser, path, tmp_path)
     assert os.listdir(tmp_path) == ["etc"]
     assert os.listdir(tmp_path / "etc") == ["mine"]
 
@@ -301,7 +302,7 @@ def test_overwriting_merges_and_replaces_whole_files(browser: FileBrowser, tmp_p
     outside = tmp_path / "outside"
     outside.write_text("untouched")
     (tmp_path / "etc" / "fstab").symlink_to(outside)
-    browser.restore("/etc", tmp_path, overwrite=True)
+    restore_files(browser, "/etc", tmp_path, overwrite=True)
     assert (tmp_path / "etc" / "mine").read_text() == "mine"
     assert (tmp_path / "etc" / "shadow").read_bytes() == b"root:*\n"
     assert (tmp_path / "etc" / "fstab").read_text() == FSTAB
@@ -317,7 +318,7 @@ def test_a_symlink_in_the_target_is_not_followed(browser: FileBrowser, tmp_path:
     target.mkdir()
     (target / "etc").symlink_to(elsewhere)
     with pytest.raises(RestoreTargetError, match="not both"):
-        browser.restore("/etc", target, overwrite=True)
+        restore_files(browser, "/etc", target, overwrite=True)
     assert os.listdir(elsewhere) == []
     assert (target / "etc").is_symlink()
 
@@ -328,7 +329,7 @@ def test_a_full_target_is_said_and_left_clean(browser: FileBrowser, tmp_path: Pa
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", small], check=True)
     try:
         with pytest.raises(RestoreTargetError, match="No space left"):
-            browser.restore("/", small)
+            restore_files(browser, "/", small)
         assert os.listdir(small) == []
     finally:
         subprocess.run(["umount", small], check=True)
@@ -338,7 +339,7 @@ def test_leftovers_of_a_killed_restore_are_cleared(browser: FileBrowser, tmp_pat
     left = tmp_path / ".atoll-restore-0123456789ab"
     (left / "etc").mkdir(parents=True)
     (tmp_path / ".atoll-restore-mine").mkdir()
-    browser.restore("/etc/fstab", tmp_path)
+    restore_files(browser, "/etc/fstab", tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".atoll-restore-mine", "fstab"]
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from atoll.blocks.readers import FileReader
-from atoll.recovery.files import FileBrowser
+from atoll.guestfiles.browser import FileBrowser
+from atoll.recovery.files import restore_files
 
 pytestmark = pytest.mark.needs_root
 
@@ -33,7 +34,7 @@ def test_directories_nested_too_long_cost_nobody_else_their_files(tmp_path: Path
         subprocess.run(["umount", top], check=True)
     target = tmp_path / "target"
     with FileBrowser([("disk", FileReader(image))]) as browser:
-        report = browser.restore("/", target)
+        report = restore_files(browser, "/", target)
     assert (target / "zeros" / "file").read_text() == "somebody else's"
     assert report.missing == 1
     (note,) = report.not_kept

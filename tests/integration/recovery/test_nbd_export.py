@@ -13,7 +13,7 @@ import pytest
 
 from atoll.blocks.readers import FileReader
 from atoll.model.errors import RestoreTargetError, StorageUnreachableError
-from atoll.recovery.nbd import NbdExport
+from atoll.nbd.server import NbdExport
 
 SIZE = (24 << 20) + 512
 

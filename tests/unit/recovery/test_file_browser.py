@@ -10,10 +10,11 @@ import pytest
 from atoll.blocks.partitions import Partition
 from atoll.filesystems.detect import Content
 from atoll.filesystems.interface import Data, Entry, EntryKind, Fault
+from atoll.guestfiles import browser as guestfiles
+from atoll.guestfiles.browser import FileBrowser
+from atoll.guestfiles.mounts import GuestVolume
 from atoll.model.errors import NotFoundInPointError, UnsupportedFormatError
-from atoll.recovery import files
-from atoll.recovery.files import FileBrowser
-from atoll.recovery.guest_mounts import GuestVolume
+from atoll.recovery.files import restore_files
 
 FSTAB = b"UUID=u1 / ext4 x\nUUID=u2 /var ext4 x\n"
 
@@ -98,8 +99,8 @@ def guest(monkeypatch: pytest.MonkeyPatch) -> Guest:
             for number in volumes
         ]
 
-    monkeypatch.setattr(files, "find_volumes", find)
-    monkeypatch.setattr(files, "open_filesystem", lambda number: FakeSession(*volumes[number]))
+    monkeypatch.setattr(guestfiles, "find_volumes", find)
+    monkeypatch.setattr(guestfiles, "open_filesystem", lambda number: FakeSession(*volumes[number]))
     return volumes
 
 
@@ -131,7 +132,7 @@ def test_a_guest_with_more_mounts_comes_back_whole(guest: Guest, tmp_path: Path)
         guest[number] = ([directory("/"), entry("/f"), Data(0, b"abcd")], None)
     with FileBrowser([]) as browser:
         assert len([e for e in browser.list("/", recursive=True) if e.name == "f"]) == 48
-        report = browser.restore("/", tmp_path)
+        report = restore_files(browser, "/", tmp_path)
     assert (report.files, report.missing) == (48, 0)
     assert FakeSession.most == 2
 
@@ -171,7 +172,7 @@ def test_what_is_missing_is_counted(guest: Guest, tmp_path: Path) -> None:
     guest[2] = ([directory("/"), entry("/log"), Data(0, b"logs")], None)
     guest[100] = ([], None)
     with FileBrowser([]) as browser:
-        report = browser.restore("/", tmp_path)
+        report = restore_files(browser, "/", tmp_path)
     assert (tmp_path / "good").read_bytes() == b"good"
     assert report.files == 2
     assert report.missing == 6
@@ -195,7 +196,7 @@ def test_content_that_came_with_a_hidden_name_is_fetched(guest: Guest, tmp_path:
     )
     guest[2] = ([directory("/")], None)
     with FileBrowser([]) as browser:
-        report = browser.restore("/", tmp_path)
+        report = restore_files(browser, "/", tmp_path)
     assert (tmp_path / "one").read_bytes() == b"late"
     assert os.path.samefile(tmp_path / "one", tmp_path / "two")
     assert (report.files, report.missing) == (3, 0)

@@ -12,41 +12,42 @@ from atoll.cli.main import app
 from atoll.recovery.files import RestoreReport
 
 
-class Browser:
+class Restore:
     """Brings back two files of what was asked for."""
 
     def __init__(self, missing: int) -> None:
         self._missing = missing
         self.asked: dict[str, bool] = {}
 
-    def restore(self, path: str, target: Path, **asked: bool) -> RestoreReport:
+    def __call__(self, _: object, path: str, target: Path, **asked: bool) -> RestoreReport:
         self.asked = asked
         return RestoreReport(2, 10, self._missing, ["/x: not restored. It is damaged."])
 
 
 @pytest.fixture(params=[0, 3])
-def browser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Browser:
-    browser = Browser(request.param)
+def brought(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Restore:
+    brought = Restore(request.param)
 
     @contextmanager
-    def browsing(*_: object) -> Iterator[Browser]:
-        yield browser
+    def browsing(*_: object) -> Iterator[None]:
+        yield None
 
     monkeypatch.setattr(restore, "browsing", browsing)
+    monkeypatch.setattr(restore, "restore_files", brought)
     monkeypatch.setattr(restore.context, "site", lambda: None)
-    return browser
+    return brought
 
 
 @pytest.mark.parametrize("options", [[], ["--json"], ["--keep-privileges"]])
 def test_a_restore_with_holes_says_so(
-    browser: Browser, options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    brought: Restore, options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["restore", "file", "db1@latest", "/etc", str(tmp_path), *options]
     with pytest.raises(SystemExit) as ended:
         app(arguments)
     said = capfd.readouterr()
-    assert ended.value.code == (5 if browser._missing else 0)
-    assert ("missing: 3 " in said.err) == bool(browser._missing)
-    assert browser.asked["keep_privileges"] == ("--keep-privileges" in options)
+    assert ended.value.code == (5 if brought._missing else 0)
+    assert ("missing: 3 " in said.err) == bool(brought._missing)
+    assert brought.asked["keep_privileges"] == ("--keep-privileges" in options)
     if "--json" in options:
-        assert json.loads(said.out)["missing"] == browser._missing
+        assert json.loads(said.out)["missing"] == brought._missing

@@ -4,7 +4,7 @@ import pytest
 
 from atoll.blocks.partitions import Partition
 from atoll.filesystems.detect import Content
-from atoll.recovery.guest_mounts import GuestVolume, Mount, mount_table, parse_fstab, resolve
+from atoll.guestfiles.mounts import GuestVolume, Mount, mount_table, parse_fstab, resolve
 
 
 class Nothing:

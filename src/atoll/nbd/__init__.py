@@ -1,0 +1,1 @@
+"""Disks served over NBD."""
