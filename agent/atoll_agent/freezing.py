@@ -2,7 +2,13 @@
 
 import errno
 import os
+import sys
 from collections.abc import Sequence
+
+# At the start, not at the first freeze: a watchdog opens nothing once it is armed. Windows imports
+# this module too and has no fcntl; nothing calls it there.
+if sys.platform != "win32":
+    import fcntl
 
 # _IOWR('X', 119, int) and _IOWR('X', 120, int)
 _FIFREEZE = 0xC0045877
@@ -14,8 +20,6 @@ def freeze(descriptor: int) -> str:
 
     Returns an empty string, or why it could not be frozen.
     """
-    import fcntl  # this module is imported on Windows too, where nothing calls it
-
     try:
         fcntl.ioctl(descriptor, _FIFREEZE, 0)
     except OSError as error:
@@ -27,8 +31,6 @@ def freeze(descriptor: int) -> str:
 
 def thaw(descriptor: int) -> str:
     """Thaw a file system; returns an empty string, or why there was nothing to thaw."""
-    import fcntl
-
     try:
         fcntl.ioctl(descriptor, _FITHAW, 0)
     except OSError as error:

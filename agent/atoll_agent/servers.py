@@ -1,7 +1,9 @@
 """The processes of servers, found in /proc by their names or by how they were started."""
 
 import fnmatch
+import functools
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,9 @@ from pathlib import Path
 from atoll_agent.owners import owner_of
 
 PROC = Path("/proc")
+
+# Of a process's files in /proc; a title longer than this is of no server that is looked for.
+_MOST_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -57,28 +62,39 @@ def matches(process: Process, patterns: Sequence[str]) -> bool:
     apart whose name is somebody else's too (`*/pgm/kernel`) or says which server
     it is (`ora_pmon_*`).
     """
-    return any(
-        fnmatch.fnmatchcase(process.title, pattern)
-        if "/" in pattern or "*" in pattern
-        else process.name == pattern
-        for pattern in patterns
-    )
+    names, titles = _compiled(tuple(patterns))
+    return process.name in names or (titles is not None and bool(titles.match(process.title)))
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(patterns: tuple[str, ...]) -> tuple[frozenset[str], "re.Pattern[str] | None"]:
+    titles = [pattern for pattern in patterns if "/" in pattern or "*" in pattern]
+    expression = "|".join(map(fnmatch.translate, titles))
+    return frozenset(patterns).difference(titles), re.compile(expression) if titles else None
 
 
 def processes(proc: Path = PROC) -> list[Process]:
-    """All that run now, by their ids."""
+    """All that run now, by their ids.
+
+    Asked for while other guests of the run stand still already, hence the short way to each file.
+    """
     found = []
-    for entry in proc.iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            stat = (entry / "stat").read_text(errors="replace")
-        except OSError:
+    for pid in sorted(int(name) for name in os.listdir(proc) if name.isdigit()):  # noqa: PTH208
+        stat = _read(f"{proc}/{pid}/stat")
+        if not stat:
             continue  # it ended meanwhile
         # The name is in brackets and may hold anything, brackets too (proc(5)).
-        name, _, rest = stat.partition("(")[2].rpartition(")")
-        found.append(Process(int(entry.name), int(rest.split()[1]), name, _title(entry)))
-    return sorted(found, key=lambda process: process.pid)
+        name, _, rest = stat.partition(b"(")[2].rpartition(b")")
+        title = _read(f"{proc}/{pid}/cmdline").split(b"\0", 1)[0]
+        found.append(
+            Process(
+                pid,
+                int(rest.split(None, 2)[1]),
+                name.decode(errors="replace"),
+                title.decode(errors="replace"),
+            )
+        )
+    return found
 
 
 def server_processes(patterns: Sequence[str], proc: Path = PROC) -> list[Process]:
@@ -92,9 +108,15 @@ def server_processes(patterns: Sequence[str], proc: Path = PROC) -> list[Process
     ]
 
 
-def _title(entry: Path) -> str:
+def _read(path: str) -> bytes:
+    """The beginning of a file in /proc; empty when it cannot be read, or not any more."""
     try:
-        with (entry / "cmdline").open("rb") as stream:
-            return stream.read(4096).split(b"\0", 1)[0].decode(errors="replace")
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return ""
+        return b""
+    try:
+        return os.read(descriptor, _MOST_BYTES)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)

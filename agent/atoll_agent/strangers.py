@@ -15,6 +15,8 @@ from atoll_agent.modules import MODULES, VSS
 from atoll_agent.servers import PROC, matches, processes
 from atoll_agent.system import is_windows
 
+_ANY_SERVER = tuple(pattern for module in MODULES for pattern in module.processes)
+
 
 class Stranger:
     """Servers of a kind beyond those that were found; can only be reported as not held."""
@@ -80,6 +82,7 @@ def count_servers(proc: Path = PROC) -> Counter[str]:
     kinds = {
         process.pid: module.kind
         for process in everyone
+        if matches(process, _ANY_SERVER)
         for module in MODULES
         if matches(process, module.processes)
     }
