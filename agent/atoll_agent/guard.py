@@ -37,7 +37,8 @@ class Guard:
     """One hold's watchdog process, which waits armed until the hold begins.
 
     Raises HoldError when it cannot be started. It ends by itself, with the
-    sessions, when no hold begins within `armed_seconds`.
+    sessions, when no hold begins within `armed_seconds`. `freeze_seconds` is how
+    long the kernel took to freeze, once it has.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Guard:
         self._changed = threading.Condition()
         self._ready = self._begun = self._told_to_freeze = False
         self._frozen_at: float | None = None
+        self.freeze_seconds = 0.0
         self._refusal = ""
         self._ending: Ending | None = None
         self._asked = False
@@ -196,6 +198,7 @@ class Guard:
                 self._begun = True
             elif event["event"] == "frozen":
                 self._frozen_at = event["at"]
+                self.freeze_seconds = event["seconds"]
             elif event["event"] == "failed":
                 self._refusal = event["reason"]
             self._changed.notify_all()

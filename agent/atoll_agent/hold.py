@@ -21,7 +21,8 @@ class Held:
     """The answer to a freeze that succeeded. Times are seconds since the epoch.
 
     `began_at` is just before the first application was asked to hold,
-    `frozen_at` when the last file system was frozen.
+    `frozen_at` when the last file system was frozen; of the time between,
+    `freeze_seconds` passed in the kernel, which freezes them.
     """
 
     run: str
@@ -29,6 +30,7 @@ class Held:
     frozen_at: float
     applications: tuple[HeldApplication, ...]
     filesystems: tuple[str, ...]
+    freeze_seconds: float
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Hold:
             frozen_at=frozen_at,
             applications=(*states, *armed.refused),
             filesystems=tuple(mount.mountpoint for mount in armed.mounts),
+            freeze_seconds=armed.guard.freeze_seconds,
         )
         return self.held
 

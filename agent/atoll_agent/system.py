@@ -13,6 +13,8 @@ from atoll_agent.syncing import sync_filesystem
 class Guarding(Protocol):
     """Whoever lets go of a hold when its time is over; `guard.Guard` says what each call means."""
 
+    freeze_seconds: float
+
     @property
     def alive(self) -> bool: ...
 

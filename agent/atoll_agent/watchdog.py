@@ -120,6 +120,7 @@ class _Watch:
         self._limit = f"no hold began within {orders.armed_seconds:g} s"
         self._lease_seconds: float | None = None
         self._refusal: str | None = None
+        self._freeze_seconds = 0.0
         self._freezer: threading.Thread | None = None
 
     def run(self) -> int:
@@ -153,7 +154,10 @@ class _Watch:
         _say(event="begun")
 
     def _freeze(self) -> None:
-        self._refusal = self._frost.freeze()
+        began = time.monotonic()
+        refusal = self._frost.freeze()
+        self._freeze_seconds = time.monotonic() - began
+        self._refusal = refusal
         os.write(self._wake[1], b"f")
 
     def _woken(self) -> str:
@@ -168,7 +172,7 @@ class _Watch:
         assert self._lease_seconds is not None
         self._deadline = Deadline(self._lease_seconds)
         self._limit = f"the lease of {self._lease_seconds:g} s ended"
-        _say(event="frozen", at=time.time())
+        _say(event="frozen", at=time.time(), seconds=self._freeze_seconds)
         return ""
 
     def _end(self, reason: str) -> int:

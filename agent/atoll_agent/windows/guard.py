@@ -22,6 +22,7 @@ class TimedGuard:
         self._on_end: Callable[[Ending], None] | None = None
         self._lease_seconds = 0.0
         self._frozen = False
+        self.freeze_seconds = 0.0
         self._timer = self._start(armed_seconds, f"no hold began within {armed_seconds:g} s")
 
     @property

@@ -1,21 +1,21 @@
 """One hold: every guest frozen, one snapshot of each LUN group, every guest let go.
 
 From the first freeze on, each guest waits for the slowest. So the time to freeze
-is one budget for all, nobody is waited for beyond it, and nothing comes before
-letting go.
+is one budget for all, nobody is waited for beyond it, the storage for no longer
+than the lease, and nothing comes before letting go.
 """
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from atoll.director.policy import HoldPolicy
 from atoll.director.proof import Release
+from atoll.director.snapshots import AskedSnapshots
 from atoll.guests.interface import Frozen, GuestAgent
 from atoll.model.errors import AtollError, HoldFailedError
 from atoll.model.progress import Progress
-from atoll.model.storage import GroupSnapshot
 from atoll.storage.interface import StorageEngine
 
 _LATE_SECONDS = 1.0
@@ -46,16 +46,18 @@ class Guests:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a hold, by instance UUID, and the snapshots by LUN group.
+    """What came of a hold, by instance UUID.
 
-    Without snapshots it was called off because of `failures`. `seconds` is from
-    the first guest asked to freeze until the last one let go.
+    Without snapshots asked for it was called off because of `failures`. `taken`
+    are the LUN groups whose snapshot was there before anybody was asked to thaw.
+    `seconds` is from the first guest asked to freeze until the last one let go.
     """
 
     frozen: Mapping[str, Frozen]
     released: Mapping[str, Release]
     failures: Mapping[str, AtollError]
-    snapshots: Mapping[str, GroupSnapshot]
+    asked: AskedSnapshots | None
+    taken: frozenset[str]
     seconds: float
 
 
@@ -73,32 +75,27 @@ def hold_and_snapshot(
 
     Goes on without those of `dispensable` that could not be held, and is called
     off when another could not. Whatever happens, every guest asked to freeze is
-    asked to thaw. Raises the storage's error when a group could not be snapshot;
-    then other groups may have been.
+    asked to thaw: when all snapshots are there, one failed, or every lease has
+    ended. What the storage says later is the outcome's to tell.
     """
     freezing = _Freezing(guests, hold, policy, dispensable)
-    snapshots: dict[str, Future[GroupSnapshot]] = {}
-    with ThreadPoolExecutor(max(1, len(groups)), thread_name_prefix="snapshot") as pool:
-        started = time.monotonic()
-        try:
-            if freezing.freeze_all():
-                progress.stage("", "snapshot")
-                snapshots = {
-                    group: pool.submit(engine.snapshot_group, group, name) for group in groups
-                }
-                wait(snapshots.values(), return_when=FIRST_EXCEPTION)
-        finally:
-            # Nothing, not even telling the watcher or a slower storage, comes before the guests.
-            released = thaw_all(guests, hold, _all_taken(snapshots.values()))
-            seconds = time.monotonic() - started
-            progress.stage("", "release")
-    return Outcome(
-        frozen=freezing.frozen,
-        released=released,
-        failures=freezing.failures,
-        snapshots={group: snapshot.result() for group, snapshot in snapshots.items()},
-        seconds=seconds,
-    )
+    asked: AskedSnapshots | None = None
+    taken: frozenset[str] = frozenset()
+    started = time.monotonic()
+    try:
+        if freezing.freeze_all():
+            # From here on no lease ends later: they began before we heard of it.
+            limit = time.monotonic() + policy.lease_seconds
+            progress.stage("", "snapshot")
+            asked = AskedSnapshots(engine, groups, name)
+            asked.wait(limit)
+            taken = asked.taken
+    finally:
+        # Nothing, not even telling the watcher or a slower storage, comes before the guests.
+        released = thaw_all(guests, hold, bool(groups) and taken == set(groups))
+        seconds = time.monotonic() - started
+        progress.stage("", "release")
+    return Outcome(freezing.frozen, released, freezing.failures, asked, taken, seconds)
 
 
 @dataclass(slots=True)
@@ -161,13 +158,6 @@ class _Freezing:
             "that all guests of a run have to freeze; see what its applications wait for, or raise "
             "budget_seconds."
         )
-
-
-def _all_taken(snapshots: Collection[Future[GroupSnapshot]]) -> bool:
-    """Whether there are snapshots and all of them were reported done."""
-    return bool(snapshots) and all(
-        each.done() and not each.cancelled() and each.exception() is None for each in snapshots
-    )
 
 
 def thaw_all(guests: Guests, hold: str, snapshot: bool = False) -> dict[str, Release]:

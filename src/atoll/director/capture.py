@@ -14,6 +14,7 @@ from atoll.director.barrier import Guests, Outcome, hold_and_snapshot, thaw_all
 from atoll.director.order import freezing_steps
 from atoll.director.policy import HoldPolicy, Way
 from atoll.director.proof import HeldGuest, prove_consistency
+from atoll.director.snapshots import AskedSnapshots
 from atoll.director.vmware_hold import SnapshotKeeper, VmwareHold
 from atoll.director.vmware_verdict import VmwareVerdict
 from atoll.director.ways import Ways
@@ -28,6 +29,9 @@ from atoll.storage.interface import StorageEngine
 
 _RELEASE_SECONDS = 300.0
 """For vCenter to remove the VMware snapshots and to put their seconds of changes into the disks."""
+
+_LATE_STORAGE_SECONDS = 300.0
+"""For the storage to say what became of its snapshots, once nobody is held for them any more."""
 
 _AWAY_SECONDS = 300.0
 """For a vCenter that restarts to come back and say where the VMs are after the snapshot."""
@@ -93,7 +97,7 @@ def capture(plan: Plan, name: str, means: Means, policy: HoldPolicy, progress: P
     assert tried is not None, "the final hold is never given up for another"
     progress.stage("", "proof")
     return Capture(
-        snapshots=tried.outcome.snapshots,
+        snapshots=tried.snapshots,
         proofs={vm.vm.instance_uuid: director.proof(vm, tried) for vm in plan.vms},
         hold_seconds=tried.outcome.seconds,
         leftovers=tuple(each.leftover for each in tried.verdicts.values() if each.leftover),
@@ -111,6 +115,7 @@ class _Hold:
 
     name: str
     outcome: Outcome
+    snapshots: Mapping[str, GroupSnapshot]
     verdicts: Mapping[str, VmwareVerdict]
     before: Mapping[str, Placement]
     after: Mapping[str, Placement]
@@ -182,7 +187,7 @@ class _Director:
                 dispensable,
                 self._progress,
             )
-            if not outcome.snapshots:
+            if outcome.asked is None:
                 needed = {
                     uuid: error
                     for uuid, error in outcome.failures.items()
@@ -190,15 +195,17 @@ class _Director:
                 }
                 self._go_on_without(needed, final=final)
                 return None
-            verdicts = vmware.release(_RELEASE_SECONDS)
+            late = {vm.vm.instance_uuid for vm in self._plan.vms if not _in_time(vm, outcome)}
+            verdicts = vmware.release(_RELEASE_SECONDS, late)
         try:
+            snapshots = self._late_answers(outcome.asked)
             after = self._placement_after()
         except AtollError as error:
             for verdict in verdicts.values():
                 if verdict.leftover:
                     error.add_note(verdict.leftover)
             raise
-        return _Hold(name, outcome, verdicts, before, after)
+        return _Hold(name, outcome, snapshots, verdicts, before, after)
 
     def proof(self, vm: PlannedVm, hold: _Hold) -> ConsistencyProof:
         """What a VM's point may be called after this hold."""
@@ -213,6 +220,7 @@ class _Director:
                 planned=vm,
                 run=hold.name,
                 lease_seconds=self._policy.lease_seconds,
+                in_time=_in_time(vm, hold.outcome),
                 frozen=hold.outcome.frozen.get(uuid),
                 release=hold.outcome.released.get(uuid),
                 failure=failure,
@@ -220,7 +228,7 @@ class _Director:
                 fell_back=tuple(str(each) for each in before),
                 verdict=hold.verdicts.get(uuid),
             ),
-            [hold.outcome.snapshots[group] for group in vm.groups],
+            [hold.snapshots[group] for group in vm.groups],
             hold.before.get(uuid),
             hold.placed_after(uuid),
         )
@@ -251,6 +259,16 @@ class _Director:
             raise
         return ready
 
+    def _late_answers(self, asked: AskedSnapshots) -> Mapping[str, GroupSnapshot]:
+        """All snapshots, waited for, should the storage be late: nobody is held for it any more."""
+        if asked.silent:
+            self._progress.note(
+                "",
+                f"nobody is held any more; waiting up to {_LATE_STORAGE_SECONDS:g} s for the "
+                f"storage's snapshots of {', '.join(asked.silent)}",
+            )
+        return asked.results(_LATE_STORAGE_SECONDS)
+
     def _placement_after(self) -> Mapping[str, Placement]:
         """Where the VMs are now: asked for until vCenter answers, because nobody is held for it."""
         limit = time.monotonic() + _AWAY_SECONDS
@@ -268,7 +286,7 @@ class _Director:
         return Guests(self._means.agents, names, freezing_steps(vms, self._policy.orders))
 
     def _vmware_hold(self, hold: str) -> VmwareHold:
-        return VmwareHold(self._means.vmware, hold, self._means.agents)
+        return VmwareHold(self._means.vmware, hold, self._means.agents, progress=self._progress)
 
     def _go_on_without(self, failures: Mapping[str, AtollError], *, final: bool) -> bool:
         """Send those whose way failed another; whether one has one, so that all must hold again.
@@ -294,6 +312,11 @@ class _Director:
         if not self._policy.accept_less:
             return set()
         return set(self._uuids) if final else self._ways.last
+
+
+def _in_time(vm: PlannedVm, outcome: Outcome) -> bool:
+    """Whether the snapshots of a VM's LUN groups were there before anybody was let go."""
+    return outcome.taken.issuperset(vm.groups)
 
 
 def _not_quiesced(vm: str) -> HoldFailedError:

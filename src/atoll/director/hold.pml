@@ -587,6 +587,13 @@ answered:
 	:: atomic { told && storage == REFUSED ->
 		storage = NOTHING; ok = false; think(false); await(false); ask(THAW, 0)
 	   }
+	:: atomic { !patient && (storage == ASKED || storage == TAKEN) ->
+		/* silent for as long as a lease; what it takes later is no point of this hold */
+#ifndef BUG_CLAIM_LATE
+		ok = false;
+#endif
+		storage = NOTHING; ask(THAW, 0)
+	   }
 #endif
 	:: atomic { dies -> die(); goto dead }
 	fi;

@@ -16,6 +16,7 @@ POWERED_OFF = "powered off"
 """How the reason begins for a VM that was not running, which no agent could have held."""
 
 _ANOTHER_HOLD = "the hold broke, and what was thawed is another one of the same run"
+_TOO_LATE = "the storage snapshot was not there when the hold ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class Release:
 class HeldGuest:
     """Everything the director learned of one guest around the snapshot.
 
-    `frozen` and `release` are None when its agent was never asked; `failure`
+    `in_time` is whether the snapshots of its LUN groups were there before it was
+    asked to thaw. `frozen` and `release` are None when its agent was never asked; `failure`
     is why it could not be held. `way` is how it was, `fell_back` why no better
     way. `verdict` is on its VMware snapshot, if one was tried.
     """
@@ -38,6 +40,7 @@ class HeldGuest:
     planned: PlannedVm
     run: str
     lease_seconds: float
+    in_time: bool
     frozen: Frozen | None
     release: Release | None
     failure: AtollError | None
@@ -115,6 +118,8 @@ def _judge(guest: HeldGuest) -> tuple[Consistency, tuple[str, ...]]:
         return Consistency.CRASH, (guest.release.thawed.reason or "the hold was broken",)
     if not _same_hold(guest.frozen, guest.release.thawed):
         return Consistency.CRASH, (_ANOTHER_HOLD,)
+    if not guest.in_time:
+        return Consistency.CRASH, (_TOO_LATE,)
     if not guest.frozen.filesystems:
         return Consistency.CRASH, ("the agent found no file system that it can freeze",)
     refused = tuple(
@@ -149,6 +154,7 @@ def _hold(guest: HeldGuest) -> Hold | None:
         filesystems=frozen.filesystems,
         clock_offset_seconds=frozen.clock_offset_seconds,
         clock_error_seconds=frozen.clock_error_seconds,
+        freeze_seconds=frozen.freeze_seconds,
     )
 
 

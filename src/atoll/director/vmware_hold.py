@@ -7,7 +7,7 @@ No network to the guest is needed.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ from atoll.model.errors import (
     VCenterUnreachableError,
 )
 from atoll.model.inventory import VirtualMachine
+from atoll.model.progress import Progress, Silent
 from atoll.model.vmware import LeftoverSnapshot, VmwareSnapshot
 
 TEXT = "Taken by Atoll for the seconds of a storage snapshot."
@@ -41,6 +42,8 @@ _ACCOUNT_POLL_SECONDS = 0.5
 _LAST_RELEASE_SECONDS = 120.0
 _STANDING_SECONDS = 60.0
 _ASK_AGAIN_SECONDS = 1.0
+# What takes longer is told, so that nobody wonders what a run waits for.
+_TELL_SECONDS = 5.0
 # vCenter's own work for each host is a queue; more at once only fills it.
 _WORKERS = 8
 
@@ -127,16 +130,19 @@ class VmwareHold:
         run: str,
         channels: Mapping[str, AccountSource],
         account_seconds: float = _ACCOUNT_SECONDS,
+        progress: Progress | None = None,
     ) -> None:
         """`run` names the hold; `channels` are the agents that can be reached, by instance UUID.
 
-        `account_seconds` is how long `release` waits for a guest's account.
+        `account_seconds` is how long `release` waits for a guest's account. `progress` is told
+        what takes long.
         """
         self._vcenter = vcenter
         self._run = run
         self._name = snapshot_name(run)
         self._channels = channels
         self._account_seconds = account_seconds
+        self._progress = progress or Silent()
         self._looks: dict[str, Sequence[AccountLook]] = {}
         self._tries: dict[str, _Try] = {}
         self._jobs: dict[str, Future[VmwareSnapshot]] = {}
@@ -177,12 +183,15 @@ class VmwareHold:
             for uuid, attempt in self._tries.items()
         }
 
-    def release(self, deadline_seconds: float) -> Mapping[str, VmwareVerdict]:
+    def release(
+        self, deadline_seconds: float, late: Collection[str] = ()
+    ) -> Mapping[str, VmwareVerdict]:
         """Remove every snapshot that was begun, and say what each VM's hold was worth.
 
-        To be called when the storage snapshot is there, or will never be. A
-        snapshot that cannot be removed is named in its verdict's `leftover` and
-        cleared by `clear_leftovers` at the next start.
+        To be called when every guest was let go. `late` are the instance UUIDs of
+        VMs whose storage snapshot was not there by then: it may still come, and
+        their VMware snapshots prove nothing about it. A snapshot that cannot be
+        removed is named in its verdict's `leftover` and cleared by `clear_leftovers` at the next start.
         """
         limit = time.monotonic() + deadline_seconds
         tries, self._tries = self._tries, {}
@@ -194,10 +203,18 @@ class VmwareHold:
         # Those that are late come last, because they may have to be waited for.
         in_order = sorted(tries.items(), key=lambda each: each[1].snapshot is None)
         with _pool(len(tries), "vmware-release") as pool:
-            done = [
-                pool.submit(self._let_go, attempt, jobs.get(uuid), limit)
+            done = {
+                pool.submit(
+                    self._let_go, attempt, jobs.get(uuid), limit, uuid in late
+                ): attempt.vm.name
                 for uuid, attempt in in_order
-            ]
+            }
+            for slow in wait(done, _TELL_SECONDS).not_done:
+                self._progress.note(
+                    done[slow],
+                    f"nobody is held any more; waiting up to {deadline_seconds:g} s for vCenter to "
+                    f"remove VMware snapshot {self._name}",
+                )
         for each in done:
             each.result()
         # Only now that no VM waits for it any more.
@@ -248,11 +265,15 @@ class VmwareHold:
                 f"of VM {attempt.vm.name}; see whether vCenter and its host are well."
             )
 
-    def _let_go(self, attempt: _Try, job: "Future[VmwareSnapshot] | None", limit: float) -> None:
+    def _let_go(
+        self, attempt: _Try, job: "Future[VmwareSnapshot] | None", limit: float, late: bool
+    ) -> None:
         if not attempt.begun:
             return
         try:
-            if attempt.snapshot is not None:
+            if late:
+                attempt.standing = Standing.NO
+            elif attempt.snapshot is not None:
                 attempt.standing = self._standing(attempt.snapshot, limit)
             if job is not None:
                 # What it still asks vCenter for must be asked for before it is removed.

@@ -227,6 +227,7 @@ class AgentChannel:
                 filesystems=tuple(str(entry) for entry in reply["filesystems"]),
                 clock_offset_seconds=kept.clock.clock_offset_seconds,
                 clock_error_seconds=kept.clock.clock_error_seconds,
+                freeze_seconds=float(reply.get("freeze_seconds", 0.0)),
             )
 
     def _thawed(self, reply: Mapping[str, Any]) -> Thawed:

@@ -12,7 +12,8 @@ class Frozen:
 
     `began_at` is just before its first application was asked to hold, `frozen_at`
     when the last file system was frozen. `filesystems` are the frozen mount
-    points in the order they were frozen.
+    points in the order they were frozen, `freeze_seconds` how long the guest's
+    kernel took for that (0 from an older agent).
     `clock_offset_seconds` is guest minus director, wrong by at most
     `clock_error_seconds`. An application with `held` False still lies on frozen
     file systems: its point is filesystem-consistent.
@@ -25,6 +26,7 @@ class Frozen:
     filesystems: tuple[str, ...]
     clock_offset_seconds: float
     clock_error_seconds: float
+    freeze_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

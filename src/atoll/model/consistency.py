@@ -46,7 +46,8 @@ class Hold:
     stayed held from `frozen_at` until it was asked to let go; otherwise
     `reason` says what broke it and `thawed_at` is when that was.
     `clock_offset_seconds` is guest minus director, `clock_error_seconds` how
-    far that can be wrong (half the round trip).
+    far that can be wrong (half the round trip). `freeze_seconds` is how long the
+    guest's kernel took to freeze its file systems, 0 where nobody measured it.
     """
 
     run: str
@@ -60,6 +61,7 @@ class Hold:
     filesystems: tuple[str, ...]
     clock_offset_seconds: float
     clock_error_seconds: float
+    freeze_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
