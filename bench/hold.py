@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+from unittest.mock import patch
 
 from atoll.director.capture import Capture, Means, capture
 from atoll.director.plan import make_plan
@@ -37,6 +38,7 @@ from atoll.model.errors import AgentUnavailableError
 from atoll.model.inventory import Placement, VirtualDisk, VirtualMachine
 from atoll.model.plan import Plan, PlannedDisk, PlannedVm
 from atoll.model.progress import Silent
+from atoll.model.storage import GroupSnapshot
 from atoll.storage.drivers.embedded import create_pool, open_embedded
 from atoll.storage.interface import StorageEngine
 from atoll.wiring import open_site
@@ -98,14 +100,22 @@ def main() -> None:
 def _holds(guests: Sequence[Guest], engine: StorageEngine) -> list[Figure]:
     count = len(guests)
     say(f"{ROUNDS[count]} holds of {count} guests")
-    captures = [_capture(f"{count}-{number}", guests, engine) for number in range(ROUNDS[count])]
+    snapshots: list[float] = []
+    timed = engine.snapshot_group
+
+    def snapshot_group(group: str, name: str) -> GroupSnapshot:
+        began = time.monotonic()
+        try:
+            return timed(group, name)
+        finally:
+            snapshots.append(time.monotonic() - began)
+
+    with patch.object(engine, "snapshot_group", snapshot_group):
+        captures = [
+            _capture(f"{count}-{number}", guests, engine) for number in range(ROUNDS[count])
+        ]
     holds = [proof.hold for made in captures for proof in made.proofs.values()]
     held = [hold.seconds for hold in holds if hold is not None]
-    snapshots = [
-        taken.finished_at - taken.started_at
-        for made in captures
-        for taken in made.snapshots.values()
-    ]
     group = [made.hold_seconds for made in captures]
     # Guests here have no application to flush, so what is neither the storage's nor the kernel's
     # is ours. All freeze at once, and the slowest is waited for.

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from atoll.director.policy import LEASE_MARGIN_SECONDS, lease_shortfall
 from atoll.model.errors import ConfigurationError
 
 Section = TypeVar("Section")
@@ -121,7 +122,7 @@ class DirectorSection(_Section):
 
     state_directory: Path = Path("/var/lib/atoll/director")
     lease_seconds: float = Field(default=10.0, ge=1, le=60)
-    budget_seconds: float = Field(default=5.0, gt=0, le=60)
+    budget_seconds: float = Field(default=5.0, gt=0, le=60 - LEASE_MARGIN_SECONDS)
     ways: tuple[Literal["direct", "vmware"], ...] = Field(default=("direct",), min_length=1)
     # The agent thaws what VMware Tools did not by itself after 300 s, and must not be in the middle.
     vmware_seconds: float = Field(default=120.0, ge=1, le=240)
@@ -130,8 +131,8 @@ class DirectorSection(_Section):
     @model_validator(mode="after")
     def _lease_outlasts_budget(self) -> Self:
         """A guest's lease runs while others still use their budget."""
-        if self.lease_seconds <= self.budget_seconds:
-            raise ValueError("lease_seconds must be longer than budget_seconds")
+        if shortfall := lease_shortfall(self.lease_seconds, self.budget_seconds):
+            raise ValueError(shortfall)
         return self
 
 
@@ -170,7 +171,9 @@ def load_settings(path: Path | None = None) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigurationError(f"{source}: {where}: {first['msg']}.") from error
+        raise ConfigurationError(
+            f"{source}: {where}: {first['msg'].removeprefix('Value error, ')}."
+        ) from error
     return _anchored(settings, source.resolve().parent)
 
 

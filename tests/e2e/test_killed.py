@@ -17,7 +17,7 @@ from live_lab import GROUP, VMS, LiveLab, Standing, agent_state, lock_group, unt
 
 pytestmark = pytest.mark.lab
 
-LEASE_SECONDS = 12.0
+LEASE_SECONDS = 13.0
 KILL_AGENT = "pkill -KILL -f -o '^/usr/bin/python3 /usr/lib/atoll/atoll-agent.pyz serve '"
 WRITE = "timeout 5 sh -c 'echo written >/var/tmp/witness && sync /var/tmp/witness'"
 

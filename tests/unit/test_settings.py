@@ -74,6 +74,30 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:
         load_settings(write(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("lease", "budget", "needed"), [(10, 7.5, "10.5"), (5, 5, "8"), (7.9, 5, "8"), (4, 20, "23")]
+)
+def test_a_lease_that_could_end_before_the_snapshot_is_refused(
+    tmp_path: Path, lease: float, budget: float, needed: str
+) -> None:
+    text = GOOD + f"lease_seconds = {lease}\nbudget_seconds = {budget}\n"
+    with pytest.raises(ConfigurationError) as failure:
+        load_settings(write(tmp_path, text))
+    assert str(failure.value).endswith(
+        f"atoll.toml: director: lease_seconds is {lease:g} and budget_seconds {budget:g}, so the "
+        "first guest held could thaw before the last one is held and the snapshot taken; raise "
+        f"lease_seconds to {needed} at least, or lower budget_seconds."
+    )
+
+
+@pytest.mark.parametrize(("lease", "budget"), [(8, 5), (60, 57)])
+def test_a_lease_three_seconds_longer_than_the_budget_will_do(
+    tmp_path: Path, lease: float, budget: float
+) -> None:
+    text = GOOD + f"lease_seconds = {lease}\nbudget_seconds = {budget}\n"
+    assert load_settings(write(tmp_path, text)).director.lease_seconds == lease
+
+
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="No such file"):
         load_settings(tmp_path / "none.toml")

@@ -14,6 +14,7 @@ from atoll.cli import (
     agent,
     backup,
     context,
+    export,
     files,
     inventory,
     points,
@@ -63,6 +64,7 @@ app.command("cleanup")(backup.cleanup)
 app.command("points")(points.points)
 app.command("point")(points.point)
 app.command("files")(files.files)
+app.command("export")(export.export)
 app.command("verify")(verify.verify)
 app.command("prove")(prove.prove)
 app.add_typer(restore.app, name="restore")

@@ -1,1 +1,1 @@
-"""Disks served over NBD."""
+"""Disks served over NBD: `server.NbdServer` serves `exports.Export`s at a `listening.Address`."""

@@ -1,7 +1,7 @@
 """The repository as the rest of Atoll sees it."""
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from atoll.repository import copying
 from atoll.repository.chunks import ChunkCodec
 from atoll.repository.config import DEFAULT_CHUNK_BYTES, create_config, open_config
 from atoll.repository.copying import CopiedDisk, ParentImage
+from atoll.repository.differences import differing_extents
 from atoll.repository.fetch import ChunkSource
 from atoll.repository.images import BlobRecord, DiskRecord, name_of
 from atoll.repository.keys import KeySource, MasterKey
@@ -245,6 +246,17 @@ class Repository:
         self._settle(image.root)
         return ImageReader(self._source, self._record(image))
 
+    def changed_extents(self, older: DiskImage, newer: DiskImage) -> Iterator[Extent]:
+        """Ranges of `newer` that may differ from `older`: in order, joined, whole chunks, none missed.
+
+        Told by their chunk tables, whatever lies between the two; nothing of the
+        disks is read. RepositoryDamagedError where a table is not whole.
+        """
+        self._settle(older.root)
+        self._settle(newer.root)
+        old, new = self._record(older), self._record(newer)
+        return differing_extents(old, self._table(old), new, self._table(new))
+
     def add_evidence(self, point_id: str, evidence: Evidence) -> None:
         """Attach what a restore test saw; UnknownPointError if there is no such point."""
         if all(point.id != point_id for point in self.points()):
@@ -345,9 +357,10 @@ class Repository:
         self._check_roots(session, [image.root])
         self._settle(image.root)
         record = self._record(image)
-        return ParentImage(
-            ChunkTable(record.top, record.chunks, self._source.get), record.size_bytes
-        )
+        return ParentImage(self._table(record), record.size_bytes)
+
+    def _table(self, record: DiskRecord) -> ChunkTable:
+        return ChunkTable(record.top, record.chunks, self._source.get)
 
     def _record(self, image: DiskImage) -> DiskRecord:
         record = DiskRecord.from_bytes(self._source.get(name_of(image.root)))

@@ -10,6 +10,7 @@ from atoll.director.capture import Capture, Means, capture, hold_name
 from atoll.director.certificate import certificate
 from atoll.director.plan import make_plan
 from atoll.director.policy import HoldPolicy, Way
+from atoll.director.snapshots import delete_snapshots
 from atoll.director.ways import wayless
 from atoll.guests.interface import GuestAgent
 from atoll.island.copy import copy_vm, opened
@@ -23,6 +24,9 @@ from atoll.service.journal import Journal, RunRecord
 from atoll.service.retire import clean_up, own_prefix, points_of_known_vms, retire_snapshots
 from atoll.service.site import Site
 from atoll.storage.interface import StorageEngine
+
+_UNDO_SECONDS = 60.0
+"""For the storage to delete the snapshots of a run that failed; else the next start does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +146,7 @@ def _undo(
     try:
         # Cut off inside the commit, the points may be there all the same, and need their snapshots.
         if not any(point.run == run for point in repository.points()):
-            for group in groups:
-                engine.delete_snapshot(group, snapshot)
+            delete_snapshots(engine, groups, snapshot, _UNDO_SECONDS)
         journal.end(run)
     except AtollError as error:
         cause.add_note(f"Clearing up after it failed too: {error}")

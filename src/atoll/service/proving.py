@@ -10,7 +10,9 @@ from pathlib import Path
 
 from atoll.model.points import Evidence
 from atoll.model.progress import Progress
-from atoll.nbd.server import NbdExport
+from atoll.nbd.exports import Export
+from atoll.nbd.listening import UnixAddress
+from atoll.nbd.server import NbdServer
 from atoll.recovery.prove import prove
 from atoll.recovery.sandbox import SandboxLimits
 from atoll.service.site import Site
@@ -27,19 +29,19 @@ def prove_point(site: Site, reference: str, timeout_seconds: float, progress: Pr
     point = repository.find(reference)
     site.work_directory.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        # Short names: a UNIX socket's path has 107 bytes.
-        sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atoll-nbd-")))
-        disks, exports = [], []
-        for number, image in enumerate(point.disks):
+        exports = []
+        for number, image in enumerate(point.disks, 1):
             reader = repository.open_disk(image)
             stack.callback(reader.close)
-            export = NbdExport(reader, sockets / f"{number}.sock")
-            exports.append(export)
-            disks.append((image.label, stack.enter_context(export)))
+            exports.append(Export(f"disk{number}", reader, image.label))
+        # A short name: a UNIX socket's path has 107 bytes.
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atoll-nbd-")))
+        server = stack.enter_context(NbdServer(exports, UnixAddress(place / "nbd.sock")))
+        disks = [(export.description, server.uri(export.name)) for export in exports]
         evidence = prove(
             point, disks, timeout_seconds, site.work_directory, progress, limits_of(point.vmx)
         )
-        evidence = spoilt(evidence, [error for export in exports for error in export.read_errors])
+        evidence = spoilt(evidence, [failure.error for failure in server.failures])
     repository.add_evidence(point.id, evidence)
     return evidence
 

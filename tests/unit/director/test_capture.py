@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from atoll.director import barrier
+from atoll.director import barrier, policy, vmware_hold
+from atoll.director import capture as capture_module
 from atoll.director.capture import Means, capture
 from atoll.director.policy import HoldPolicy, Way
 from atoll.guests.interface import Frozen, Thawed
@@ -417,6 +418,146 @@ def test_one_slow_guest_fails_a_run_that_accepts_nothing_less(monkeypatch) -> No
         run(guests, Storage(log), budget_seconds=0.2)
     assert "snapshot prod" not in log
     assert guests[0].frozen is None
+
+
+class Dawdling(Storage):
+    """Snapshots some groups only when it is told to go on."""
+
+    def __init__(self, log: list[str], *groups: str) -> None:
+        super().__init__(log)
+        self.groups = groups
+        self.go_on = threading.Event()
+        self.went_on = threading.Event()
+
+    def snapshot_group(self, group: str, name: str) -> GroupSnapshot:
+        if group not in self.groups:
+            return super().snapshot_group(group, name)
+        self.log.append(f"asked {group}")
+        assert self.go_on.wait(60)
+        taken = super().snapshot_group(group, name)
+        self.went_on.set()
+        return taken
+
+
+class Teller(Silent):
+    """Writes down what is noted; does something at the first note that has a word in it."""
+
+    def __init__(self, word: str = "", act=lambda: None) -> None:
+        self.word, self.act = word, act
+        self.notes: list[str] = []
+
+    def note(self, vm: str, text: str) -> None:
+        self.notes.append(f"{vm}: {text}")
+        if self.word in text:
+            self.act()
+
+
+@pytest.fixture
+def short_lease(monkeypatch) -> dict[str, float]:
+    monkeypatch.setattr(policy, "LEASE_MARGIN_SECONDS", 0.0)
+    return {"lease_seconds": 0.4, "budget_seconds": 0.3}
+
+
+def capture_by_both_ways(
+    guest: Guest, storage: Storage, vmware: Vmware, progress, *groups: str, **policy
+):
+    """A VM on the first group that its agent holds, and `bare` on the last, held by VMware."""
+    vms = (planned(guest.name, groups=groups[:1]), planned("bare", groups=groups[-1:]))
+    means = Means({guest.name: guest}, storage, still, vmware)
+    hold = HoldPolicy(ways=BOTH, **policy)
+    return capture(Plan("r1", vms, ()), "atoll-r1", means, hold, progress)
+
+
+def test_storage_that_never_answers_costs_nobody_more_than_the_lease(
+    monkeypatch, short_lease
+) -> None:
+    monkeypatch.setattr(capture_module, "_LATE_STORAGE_SECONDS", 0.1)
+    log: list[str] = []
+    guest, vmware, storage, teller = Guest(log, "a"), Vmware(log), Dawdling(log, "prod"), Teller()
+    with pytest.raises(StorageUnreachableError) as failure:
+        capture_by_both_ways(guest, storage, vmware, teller, "prod", **short_lease)
+    assert str(failure.value) == (
+        "The storage did not answer when asked to snapshot LUN group prod, also not within 0.1 s "
+        "after all guests were let go; see whether it is well. Should snapshot atoll-r1 appear "
+        "later, the next run or `atoll cleanup` deletes it."
+    )
+    assert log[-4:] == ["freeze a", "asked prod", "thaw a", "remove bare"]
+    assert guest.heard is False
+    assert vmware.there == {}
+    assert teller.notes == [
+        ": nobody is held any more; waiting up to 0.1 s for the storage's snapshots of prod"
+    ]
+    storage.go_on.set()
+    assert storage.went_on.wait(60)
+
+
+def test_storage_that_answers_after_the_lease_proves_nothing_of_those_it_was_late_for(
+    short_lease,
+) -> None:
+    """Even of a guest that says that it was held all the time: it was let go before."""
+    log: list[str] = []
+    guests, vmware = [Guest(log, "a"), Guest(log, "b")], Vmware(log)
+    storage = Dawdling(log, "logs")
+    teller = Teller("waiting", storage.go_on.set)
+    vms = (
+        planned("a", groups=("prod",)),
+        planned("b", groups=("prod", "logs")),
+        planned("bare", groups=("logs",)),
+    )
+    means = Means({guest.name: guest for guest in guests}, storage, still, vmware)
+    hold = HoldPolicy(ways=BOTH, **short_lease)
+    made = capture(Plan("r1", vms, ()), "atoll-r1", means, hold, teller)
+    assert set(made.snapshots) == {"prod", "logs"}
+    assert made.proofs["a"].consistency is Consistency.APP
+    assert made.proofs["b"].consistency is Consistency.NONE
+    assert made.proofs["b"].reasons[0] == "the storage snapshot was not there when the hold ended"
+    assert made.proofs["bare"].consistency is Consistency.CRASH
+    assert made.proofs["bare"].reasons == (
+        "its VMware snapshot was removed before the storage snapshot was taken",
+    )
+
+
+def test_one_group_that_fails_and_one_that_never_answers(monkeypatch) -> None:
+    monkeypatch.setattr(capture_module, "_LATE_STORAGE_SECONDS", 0.1)
+
+    class Half(Dawdling):
+        def snapshot_group(self, group: str, name: str) -> GroupSnapshot:
+            if group == "prod":
+                raise StorageUnreachableError("the array is away")
+            return super().snapshot_group(group, name)
+
+    guest = Guest([], "a")
+    storage = Half([], "logs")
+    with pytest.raises(StorageUnreachableError, match="LUN group logs") as failure:
+        capture_over([guest], storage, "prod", "logs")
+    assert failure.value.__notes__ == ["the array is away"]
+    assert guest.frozen is None
+    storage.go_on.set()
+
+
+def test_no_guest_waits_for_vcenter_to_remove_a_vmware_snapshot(monkeypatch) -> None:
+    monkeypatch.setattr(vmware_hold, "_TELL_SECONDS", 0.05)
+    log: list[str] = []
+    back = threading.Event()
+
+    class Away(Vmware):
+        def remove(self, instance_uuid: str, name: str, deadline_seconds: float) -> None:
+            assert back.wait(60)
+            super().remove(instance_uuid, name, deadline_seconds)
+
+    def vcenter_returns() -> None:
+        log.append("told")
+        back.set()
+
+    teller = Teller("VMware", vcenter_returns)
+    guest, vmware = Guest(log, "a"), Away(log)
+    made = capture_by_both_ways(guest, Storage(log), vmware, teller, "prod")
+    assert log[-4:] == ["snapshot prod", "thaw a", "told", "remove bare"]
+    assert teller.notes == [
+        "bare: nobody is held any more; waiting up to 300 s for vCenter to remove VMware snapshot "
+        "atoll-r1"
+    ]
+    assert made.leftovers == ()
 
 
 def test_guests_freeze_in_their_order_and_thaw_in_the_reverse() -> None:
