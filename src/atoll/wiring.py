@@ -19,6 +19,7 @@ from atoll.model.errors import ConfigurationError, StorageUnreachableError
 from atoll.repository.keys import KeyFile, create_key_file
 from atoll.repository.repository import Repository
 from atoll.service.journal import Journal
+from atoll.service.pins import Pins
 from atoll.service.site import Site
 from atoll.settings import (
     Settings,
@@ -60,6 +61,7 @@ def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
         renew_agents=partial(renew_agents, settings),
         authority=cache(partial(open_authority, settings)),
         journal=cache(partial(Journal, settings.director.state_directory)),
+        pins=cache(partial(Pins, settings.director.state_directory)),
         hold=HoldPolicy(
             lease_seconds=settings.director.lease_seconds,
             budget_seconds=settings.director.budget_seconds,

@@ -9,11 +9,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
+from atoll.model.certificate import FORMAT, VERSION
 from atoll.model.consistency import ConsistencyProof
 from atoll.model.plan import Bystander, Plan, PlannedVm
-
-FORMAT = "atoll-snapshot-certificate"
-VERSION = 1
 
 
 def certificate(plan: Plan, proofs: Mapping[str, ConsistencyProof]) -> str:

@@ -44,6 +44,10 @@ class SnapshotView:
             f"where vCenter says that disk {disk.disk.path} lies; rescan the hosts and run again."
         )
 
+    def disk_map(self, disk: PlannedDisk) -> DiskMap:
+        """Where a planned disk lies on the snapshot's LUNs."""
+        return self.volume(disk).disk_map(disk.disk.path)
+
 
 @contextmanager
 def opened(
@@ -142,7 +146,7 @@ def _disk_work(
     parent_point: RestorePoint | None,
 ) -> _DiskWork:
     disk = planned.disk
-    disk_map = view.volume(planned).disk_map(disk.path)
+    disk_map = view.disk_map(planned)
     reader = MappedReader(disk_map, view.luns)
     parent = _parent_disk(planned, view, parent_point)
     extents: Sequence[Extent] | None = None

@@ -75,7 +75,10 @@ def back_up(
         vmware = vcenter.snapshots(repository.key_id[:8])
         means = Means(agents, engine, vcenter.placement, vmware)
         allowed = Way.VMWARE in site.hold.ways
-        cleaned = clean_up(engine, journal, agents, prefix, points, vmware if allowed else None)
+        pins = site.pins()
+        cleaned = clean_up(
+            engine, journal, agents, prefix, points, pins, vmware if allowed else None
+        )
         cleaned += site.renew_agents()
         # What moves until the snapshot is there is then noticed without reading everything again.
         following.enter_context(vcenter.follow())
@@ -112,7 +115,7 @@ def back_up(
         progress.stage("", "retire")
         try:
             known = points_of_known_vms([*points, *made], inventory)
-            retired = retire_snapshots(engine, prefix, known)
+            retired = retire_snapshots(engine, prefix, known, pins)
             journal.end(run)
         except AtollError as error:
             # The points are there; what could not be tidied the next run tidies.
@@ -207,4 +210,5 @@ def clean_site(site: Site) -> list[str]:
         if Way.VMWARE in site.hold.ways:
             vmware = site.vcenter().snapshots(repository.key_id[:8])
         prefix = own_prefix(repository.key_id)
-        return clean_up(site.engine(), journal, agents, prefix, repository.points(), vmware)
+        points, pins = repository.points(), site.pins()
+        return clean_up(site.engine(), journal, agents, prefix, points, pins, vmware)

@@ -8,6 +8,7 @@ from atoll.model.errors import AtollError
 from atoll.model.inventory import Inventory
 from atoll.model.points import RestorePoint
 from atoll.service.journal import Journal, RunRecord
+from atoll.service.pins import Pins
 from atoll.storage.interface import StorageEngine
 
 _CLEAR_SECONDS = 600.0
@@ -38,15 +39,22 @@ def points_of_known_vms(points: Iterable[RestorePoint], inventory: Inventory) ->
     return [point for point in points if point.instance_uuid in uuids or point.vm in names]
 
 
-def retire_snapshots(engine: StorageEngine, prefix: str, points: Iterable[RestorePoint]) -> int:
-    """Delete our snapshots, of every group, that no VM's newest point needs; returns how many."""
+def retire_snapshots(
+    engine: StorageEngine, prefix: str, points: Iterable[RestorePoint], pins: Pins
+) -> int:
+    """Delete our snapshots, of every group, that no VM's newest point needs; returns how many.
+
+    One that somebody reads stays until a later run.
+    """
     needed = needed_snapshots(points)
     retired = 0
     for group in engine.groups():
         for snapshot in engine.snapshots(group.name):
             if snapshot.name.startswith(prefix) and (group.name, snapshot.name) not in needed:
-                engine.delete_snapshot(group.name, snapshot.name)
-                retired += 1
+                with pins.deleting(group.name, snapshot.name) as free:
+                    if free:
+                        engine.delete_snapshot(group.name, snapshot.name)
+                        retired += 1
     return retired
 
 
@@ -56,6 +64,7 @@ def clean_up(
     agents: Mapping[str, GuestAgent],
     prefix: str,
     points: Iterable[RestorePoint],
+    pins: Pins,
     vmware: SnapshotKeeper | None,
 ) -> list[str]:
     """Bring the site in order after runs that died; one sentence for each thing done.
@@ -77,7 +86,7 @@ def clean_up(
         if group.clone_of is not None and group.name.startswith(prefix):
             engine.delete_clone(group.name)
             done.append(f"Removed clone {group.name}, which no run uses.")
-    retired = retire_snapshots(engine, prefix, points)
+    retired = retire_snapshots(engine, prefix, points, pins)
     for record in records:
         journal.end(record.run)
         done.append(f"Cleared what run {record.run} left when it died.")

@@ -9,6 +9,7 @@ from atoll.guests.authority import Authority
 from atoll.guests.interface import GuestAgent
 from atoll.repository.repository import Repository
 from atoll.service.journal import Journal
+from atoll.service.pins import Pins
 from atoll.storage.interface import StorageEngine
 from atoll.vsphere.client import VCenter
 
@@ -28,6 +29,7 @@ class Site:
     renew_agents: Callable[[], Sequence[str]]
     authority: Callable[[], Authority]
     journal: Callable[[], Journal]
+    pins: Callable[[], Pins]
     hold: HoldPolicy
     work_directory: Path
     close: Callable[[], None]

@@ -11,6 +11,7 @@ from atoll.model.inventory import Inventory, LeftOutVm, VirtualMachine
 from atoll.model.points import RestorePoint
 from atoll.model.storage import GroupSnapshot, LunGroup
 from atoll.service.journal import Journal, RunRecord
+from atoll.service.pins import Pins
 from atoll.service.retire import (
     clean_up,
     needed_snapshots,
@@ -87,17 +88,28 @@ def test_a_vm_is_gone_when_vcenter_neither_has_it_nor_leaves_it_out() -> None:
     assert points_of_known_vms(points, inventory) == points[:2]
 
 
-def test_retiring_leaves_what_is_needed_and_what_is_not_ours() -> None:
+def test_retiring_leaves_what_is_needed_and_what_is_not_ours(tmp_path: Path) -> None:
     storage = Storage({"prod": {"atoll-1-r1", "atoll-1-r2", "before-upgrade", "atoll-2-r9"}})
-    assert retire_snapshots(storage, "atoll-1-", [point("a", "r2", 2)]) == 1
+    assert retire_snapshots(storage, "atoll-1-", [point("a", "r2", 2)], Pins(tmp_path)) == 1
     assert storage.names["prod"] == {"atoll-1-r2", "before-upgrade", "atoll-2-r9"}
+
+
+def test_what_somebody_reads_stays_until_they_are_done(tmp_path: Path) -> None:
+    storage, pins = Storage({"prod": {"atoll-1-r1", "atoll-1-r2"}}), Pins(tmp_path)
+    with Pins(tmp_path).reading([("prod", "atoll-1-r1")]):
+        assert retire_snapshots(storage, "atoll-1-", [], pins) == 1
+        assert storage.names["prod"] == {"atoll-1-r1"}
+    assert retire_snapshots(storage, "atoll-1-", [], pins) == 1
+    assert storage.names["prod"] == set()
 
 
 def test_a_dead_runs_snapshot_clone_and_hold_are_cleared(tmp_path: Path) -> None:
     journal, guest = Journal(tmp_path), Guest()
     journal.begin(RunRecord("r2", ("a", "gone"), ("r2", "r2-1")))
     storage = Storage({"prod": {"atoll-1-r1", "atoll-1-r2"}}, {"atoll-1-r2-clone", "mine"})
-    done = clean_up(storage, journal, {"a": guest}, "atoll-1-", [point("a", "r1", 1)], None)
+    done = clean_up(
+        storage, journal, {"a": guest}, "atoll-1-", [point("a", "r1", 1)], Pins(tmp_path), None
+    )
     assert storage.names["prod"] == {"atoll-1-r1"}
     assert storage.clones == {"mine"}
     assert guest.thawed == ["r2", "r2-1"]
@@ -109,7 +121,7 @@ def test_a_run_that_died_after_its_commit_keeps_its_snapshot(tmp_path: Path) -> 
     journal = Journal(tmp_path)
     journal.begin(RunRecord("r2", ("a",), ("r2", "r2-1")))
     storage = Storage({"prod": {"atoll-1-r2"}})
-    clean_up(storage, journal, {}, "atoll-1-", [point("a", "r2", 2)], None)
+    clean_up(storage, journal, {}, "atoll-1-", [point("a", "r2", 2)], Pins(tmp_path), None)
     assert storage.names["prod"] == {"atoll-1-r2"}
 
 
@@ -117,7 +129,9 @@ def test_a_guest_that_does_not_answer_does_not_stop_the_cleaning(tmp_path: Path)
     journal = Journal(tmp_path)
     journal.begin(RunRecord("r2", ("a",), ("r2", "r2-1")))
     storage = Storage({"prod": {"atoll-1-r2"}})
-    done = clean_up(storage, journal, {"a": Guest(answers=False)}, "atoll-1-", [], None)
+    done = clean_up(
+        storage, journal, {"a": Guest(answers=False)}, "atoll-1-", [], Pins(tmp_path), None
+    )
     assert storage.names["prod"] == set()
     assert any("did not answer" in line for line in done)
     assert journal.unfinished() == []
