@@ -14,19 +14,27 @@ class _Disk:
     path: Path
     naa: str
     initiators: set[str] = field(default_factory=set)
+    read_only: bool = False
 
 
 class FileHandle:
     """A disk file as a LUN."""
 
     def __init__(self, disk: _Disk) -> None:
-        self._file = disk.path.open("rb")
+        self._file = disk.path.open("rb" if disk.read_only else "r+b")
         self.identity = ScsiIdentity(disk.naa, disk.naa[-12:], "FAKE", "FileLun")
         self.size_bytes = disk.path.stat().st_size
 
     def read(self, offset: int, length: int) -> bytes:
         self._file.seek(offset)
         return self._file.read(length)
+
+    def write(self, offset: int, data: bytes) -> None:
+        if self._file.mode == "rb":
+            raise StorageUnreachableError("The LUN is read-only.")
+        self._file.seek(offset)
+        self._file.write(data)
+        self._file.flush()
 
     def close(self) -> None:
         self._file.close()
@@ -42,9 +50,9 @@ class FileFabric:
         self._disks: dict[str, _Disk] = {}
         self._lock = threading.Lock()
 
-    def add(self, path: Path, naa: str) -> None:
+    def add(self, path: Path, naa: str, read_only: bool = False) -> None:
         """A LUN nobody may see yet."""
-        self._disks[f"iqn.2024-01.test:{naa}"] = _Disk(path, naa)
+        self._disks[f"iqn.2024-01.test:{naa}"] = _Disk(path, naa, read_only=read_only)
 
     def present(self, naa: str, *initiators: str) -> None:
         """Let exactly these initiators reach the LUN."""

@@ -32,6 +32,10 @@ class LunHandle(Protocol):
         """Exactly `length` bytes; StorageUnreachableError."""
         ...
 
+    def write(self, offset: int, data: bytes) -> None:
+        """Write all of `data`; StorageUnreachableError, also for a LUN that cannot be written."""
+        ...
+
     def close(self) -> None:
         """Log out. Closing twice is harmless."""
         ...

@@ -35,6 +35,11 @@ class _Handle:
         with _reworded():
             return self._lun.read(offset, length)
 
+    def write(self, offset: int, data: bytes) -> None:
+        """All of `data`."""
+        with _reworded():
+            self._lun.write(offset, data)
+
     def close(self) -> None:
         """Log out."""
         self._lun.close()

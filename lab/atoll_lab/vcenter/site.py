@@ -15,6 +15,7 @@ from atoll_lab.vcenter.faults import Faults
 from atoll_lab.vcenter.guest_hook import GuestHook, NoGuests
 from atoll_lab.vcenter.objects.base import Managed
 from atoll_lab.vcenter.objects.datastore import Datastore
+from atoll_lab.vcenter.objects.folder import Folder
 from atoll_lab.vcenter.objects.host import HostSystem
 from atoll_lab.vcenter.objects.layout import Layout, lay_out
 from atoll_lab.vcenter.objects.snapshot import Snapshot
@@ -23,6 +24,7 @@ from atoll_lab.vcenter.registry import Registry
 from atoll_lab.vcenter.sessions import Sessions
 from atoll_lab.vcenter.state import (
     DatastoreState,
+    FolderState,
     HostState,
     SiteState,
     VmState,
@@ -74,6 +76,8 @@ class Site:
             self.layout.add_host(HostSystem(self, host))
         for datastore in self.state.datastores:
             self.registry.add(Datastore(self, datastore))
+        for folder in self.state.folders:  # parents were made before their children
+            self._add_folder_object(folder)
         for vm in self.state.vms:
             self._add_objects(vm)
         save_state(self._file, self.state)
@@ -162,6 +166,27 @@ class Site:
         self.state.datastores = [store for store in self.state.datastores if store.moid != moid]
         self.registry.remove(moid)
 
+    def folder(self, moid: str) -> Folder:
+        """A folder by id; ManagedObjectNotFound."""
+        return _as(Folder, self.registry.require(moid))
+
+    def content_of(self, folder: str) -> list[Managed]:
+        """The folders and VMs in a folder."""
+        return [
+            *(self.folder(each.moid) for each in self.state.folders if each.parent == folder),
+            *(self.vm(vm.moid) for vm in self.state.vms if vm.folder == folder),
+        ]
+
+    def add_folder(self, state: FolderState) -> Folder:
+        """Make a folder for VMs known; call inside `change`."""
+        self.state.folders.append(state)
+        return self._add_folder_object(state)
+
+    def remove_folder(self, moid: str) -> None:
+        """Forget a folder; call inside `change`."""
+        self.state.folders = [each for each in self.state.folders if each.moid != moid]
+        self.registry.remove(moid)
+
     def add_vm(self, state: VmState) -> VirtualMachine:
         """Register a VM; call inside `change`."""
         self.state.vms.append(state)
@@ -175,6 +200,12 @@ class Site:
         for snapshot in vm.state.snapshots:
             self.registry.remove(snapshot.moid)
         self.registry.remove(moid)
+
+    def _add_folder_object(self, state: FolderState) -> Folder:
+        parent = self.folder(state.parent)
+        folder = Folder(self, state.moid, state.name, parent, lambda: self.content_of(state.moid))
+        self.registry.add(folder)
+        return folder
 
     def _add_objects(self, state: VmState) -> VirtualMachine:
         vm = VirtualMachine(self, state)

@@ -139,7 +139,8 @@ def parse_request(data: bytes, version: str) -> Request:
 def reply(method: str, value: Any, result_type: Any, version: str) -> bytes:
     """The envelope of a method's answer."""
     inner = ""
-    if value is not None and result_type is not None:
+    nothing = value is None or (isinstance(value, list) and not value)
+    if not nothing and result_type is not None:
         if _is_array(result_type) and not isinstance(value, VmomiSupport.Array):
             value = result_type(value)
         inner = SoapAdapter.SerializeToStr(

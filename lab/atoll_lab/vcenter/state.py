@@ -6,6 +6,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+VM_FOLDER = "group-v3"
+"""The id of the datacenter's own folder for VMs."""
+
 
 @dataclass
 class VolumeState:
@@ -43,7 +46,11 @@ class LunState:
 
 @dataclass
 class HostState:
-    """An ESX host. `mounts` are the VMFS UUIDs of shared volumes it has mounted."""
+    """An ESX host. `mounts` are the VMFS UUIDs of shared volumes it has mounted.
+
+    `unmounted` are UUIDs that it was told to leave alone, `detached` the names of LUNs that it
+    was told to switch off; both outlive a rescan.
+    """
 
     moid: str
     name: str
@@ -53,6 +60,8 @@ class HostState:
     luns: list[LunState] = field(default_factory=list)
     mounts: list[str] = field(default_factory=list)
     connected: bool = True
+    unmounted: list[str] = field(default_factory=list)
+    detached: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -80,6 +89,17 @@ class DiskState:
     mode: str = "persistent"
     kind: str = "flat"
     sharing: str = "sharingNone"
+
+
+@dataclass
+class NicState:
+    """A network card and whether it would be connected at power on."""
+
+    key: int
+    label: str
+    mac: str
+    network: str
+    start_connected: bool = True
 
 
 @dataclass
@@ -124,7 +144,7 @@ class DeltaState:
 
 @dataclass
 class VmState:
-    """A registered VM. `manager` is the extension key of `config.managedBy`."""
+    """A registered VM. `manager` is the extension key of `config.managedBy`, `folder` an id."""
 
     moid: str
     name: str
@@ -145,6 +165,43 @@ class VmState:
     bus_sharing: str = "noSharing"
     tools: ToolsState = field(default_factory=ToolsState)
     deltas: DeltaState = field(default_factory=DeltaState)
+    folder: str = VM_FOLDER
+    cpus: int = 2
+    memory_mb: int = 1024
+    guest_id: str = "otherLinux64Guest"
+    firmware: str = "bios"
+    annotation: str = ""
+    nics: list[NicState] = field(default_factory=list)
+    extra: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class FolderState:
+    """A folder for VMs inside another one."""
+
+    moid: str
+    name: str
+    parent: str
+
+
+@dataclass
+class RoleState:
+    """A named set of privileges."""
+
+    number: int
+    name: str
+    privileges: list[str]
+
+
+@dataclass
+class PermissionState:
+    """What a user or group may do at an object, and below it."""
+
+    entity: str
+    principal: str
+    group: bool
+    role: int
+    propagate: bool
 
 
 @dataclass
@@ -156,6 +213,9 @@ class SiteState:
     datastores: list[DatastoreState] = field(default_factory=list)
     vms: list[VmState] = field(default_factory=list)
     shelf: dict[str, VmState] = field(default_factory=dict)
+    folders: list[FolderState] = field(default_factory=list)
+    roles: list[RoleState] = field(default_factory=list)
+    permissions: list[PermissionState] = field(default_factory=list)
 
 
 _ADAPTER = TypeAdapter(SiteState)

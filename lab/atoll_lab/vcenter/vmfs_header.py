@@ -1,17 +1,20 @@
-"""The VMFS LVM header and superblock of a LUN: all that mounting needs to know.
+"""The VMFS LVM header and superblock of a LUN: what mounting and resignaturing need to know.
 
 Offsets as in dissect.vmfs (`c_lvm.LVM_DevMetadata`, `LVM_VolDescriptor`,
 `c_vmfs.FS3_Descriptor`): the device header at 1 MiB into the partition, the
 file system descriptor 2 MiB into the volume's data.
 """
 
+import secrets
 import struct
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from atoll_lab.vcenter.state import VolumeState
 
 Read = Callable[[int, int], bytes]
+Write = Callable[[int, bytes], None]
 
 _SECTOR = 512
 _LVM_HEADER = 0x100000
@@ -55,6 +58,52 @@ def read_volume(read: Read) -> VolumeState | None:
     return volume
 
 
+@dataclass(frozen=True)
+class Signature:
+    """What makes a volume another one: `volume_id` of its extents, `fs_uuid` and `label` of itself."""
+
+    volume_id: str
+    fs_uuid: str
+    label: str
+
+
+def new_signature(label: str) -> Signature:
+    """A signature nobody else has, for a copy of the volume of that label."""
+    prefix = f"snap-{secrets.token_hex(4)}-"
+    return Signature(_new_uuid_text(), _new_uuid_text(), (prefix + label)[:128])
+
+
+def resign(read: Read, write: Write, naa: str, signature: Signature) -> None:
+    """Write one extent's headers for the LUN `naa` and the volume it is now part of.
+
+    ValueError when there is no VMFS extent.
+    """
+    base = _partition(read)
+    if base is None:
+        raise ValueError("there is no VMFS extent")
+    raw = bytes.fromhex(naa.removeprefix("naa."))
+    header = bytearray(read(base + _LVM_HEADER, _SECTOR))
+    version = struct.unpack_from("<I", header, 4)[0]
+    data_offset = struct.unpack_from("<Q", header, 0x7A)[0]
+    alignment = struct.unpack_from("<I", header, 0xCA)[0] if version >= 6 else _LVM5_METADATA_BYTES
+    header[0x0D] = len(raw)
+    header[0x2E : 0x2E + len(raw)] = raw
+    entry_at = base + _LVM_HEADER + alignment
+    entry = bytearray(read(entry_at, _SECTOR))
+    volume_id = _uuid_bytes(signature.volume_id)
+    entry[0x14 : 0x14 + 35] = signature.volume_id.encode()[:35]
+    entry[0x54:0x64] = volume_id
+    if struct.unpack_from("<Q", entry, 0x78)[0] == 0:
+        descriptor_at = base + data_offset + _FS_DESCRIPTOR
+        descriptor = bytearray(read(descriptor_at, _SECTOR))
+        descriptor[9:25] = _uuid_bytes(signature.fs_uuid)
+        descriptor[0x1D : 0x1D + 128] = signature.label.encode()[:128].ljust(128, b"\0")
+        descriptor[0xB1:0xC1] = volume_id
+        write(descriptor_at, bytes(descriptor))
+    write(entry_at, bytes(entry))
+    write(base + _LVM_HEADER, bytes(header))
+
+
 def _partition(read: Read) -> int | None:
     """Where the VMFS partition begins: the whole disk, or what its GPT says."""
     if _has_header(read, 0):
@@ -78,6 +127,15 @@ def _partition(read: Read) -> int | None:
 def _has_header(read: Read, base: int) -> bool:
     header = read(base + _LVM_HEADER, _SECTOR)
     return len(header) == _SECTOR and struct.unpack_from("<I", header)[0] == _LVM_MAGIC
+
+
+def _new_uuid_text() -> str:
+    return _uuid_text(secrets.token_bytes(16))
+
+
+def _uuid_bytes(text: str) -> bytes:
+    low, high, random, mac = text.split("-")
+    return struct.pack("<IIH6s", int(low, 16), int(high, 16), int(random, 16), bytes.fromhex(mac))
 
 
 def _uuid_text(raw: bytes) -> str:

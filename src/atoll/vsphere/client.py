@@ -8,6 +8,8 @@ from types import TracebackType
 from atoll.model.inventory import Inventory, Placement
 from atoll.vsphere.hosts import rescan
 from atoll.vsphere.inventory import read_inventory
+from atoll.vsphere.island_volumes import IslandVolumes
+from atoll.vsphere.placeholder_vms import Placeholders
 from atoll.vsphere.placement import PlacementReader
 from atoll.vsphere.session import Session
 from atoll.vsphere.settings import VCenterSettings
@@ -99,6 +101,14 @@ class VCenter:
         """Let a host, by name, find the LUNs presented to it and mount its volumes."""
         pages = self._session.page_objects
         self._session.call(f"rescan host {host}", lambda content: rescan(content, host, pages))
+
+    def island_volumes(self, host: str) -> IslandVolumes:
+        """The copies of volumes that a host, by name, sees and has taken in."""
+        return IslandVolumes(self._session, host)
+
+    def placeholders(self, host: str, home: str, folder: str) -> Placeholders:
+        """The placeholder VMs on a host; `home` names the datastore of their own files."""
+        return Placeholders(self._session, host, home, folder)
 
     def snapshots(self, site: str) -> VmwareSnapshots:
         """The VMware snapshots of this Atoll; `site` tells it from others on the same vCenter."""

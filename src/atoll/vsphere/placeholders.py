@@ -5,6 +5,8 @@ import re
 _CLUSTER_SERVICE_NAME = re.compile(
     r"^vCLS(?: \(\d+\)|-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$"
 )
+MANAGER = "org.atoll.backup"
+"""The extension key of `config.managedBy` of the island's placeholder VMs."""
 _AGENT_MANAGER = "com.vmware.vim.eam"
 _SITE_RECOVERY = "com.vmware.vcDr"
 _SITE_RECOVERY_SUFFIX = "-phVm"
@@ -18,6 +20,8 @@ def skip_reason(name: str, manager: str | None, disks: int) -> str | None:
     """
     if manager == _AGENT_MANAGER or _CLUSTER_SERVICE_NAME.match(name):
         return "vSphere's own agent or cluster service (vCLS), made anew by vCenter when missing"
+    if manager == MANAGER:
+        return "a placeholder of Atoll's island"
     managed_by_recovery = manager is not None and manager.startswith(_SITE_RECOVERY)
     if disks == 0 and (managed_by_recovery or name.endswith(_SITE_RECOVERY_SUFFIX)):
         return "a placeholder without disks, kept by Site Recovery Manager"

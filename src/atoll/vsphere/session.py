@@ -30,10 +30,14 @@ _MAX_VERSIONS_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class _Link:
-    """One login: a stub with its own cookie and connections, and the ServiceContent over it."""
+    """One login: a stub with its own cookie and connections, and the ServiceContent over it.
+
+    `user` is what vCenter calls who logged in, as its permissions do.
+    """
 
     stub: Any
     content: Any
+    user: str
 
 
 class Session:
@@ -67,6 +71,11 @@ class Session:
     def another(self) -> "Session":
         """A login of its own with the same settings: what is made in it ends with it."""
         return Session(self._settings)
+
+    @property
+    def user(self) -> str:
+        """What vCenter calls who is logged in, as in its permissions."""
+        return self._link.user
 
     @property
     def answer_seconds(self) -> float:
@@ -113,8 +122,8 @@ class Session:
             connectionPoolTimeout=_POOLED_SECONDS,
         )
         content: Any = vim.ServiceInstance("ServiceInstance", stub).RetrieveContent()
-        content.sessionManager.Login(settings.user, settings.password, None)
-        return _Link(stub, content)
+        session = content.sessionManager.Login(settings.user, settings.password, None)
+        return _Link(stub, content, str(session.userName))
 
     @contextmanager
     def _spoken(self, what: str) -> Iterator[None]:

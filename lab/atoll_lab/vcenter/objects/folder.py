@@ -1,11 +1,14 @@
 """Folders, and registering VMs in them."""
 
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyVmomi import vim, vmodl
 
 from atoll_lab.vcenter.objects.base import Call, Managed, answers, exposes
+from atoll_lab.vcenter.objects.vm_configuration import configure
+from atoll_lab.vcenter.state import FolderState, VmState
 
 if TYPE_CHECKING:
     from atoll_lab.vcenter.site import Site
@@ -53,6 +56,67 @@ class Folder(Managed):
         """What it holds."""
         return [child.ref for child in self._content()]
 
+    @answers("CreateFolder")
+    def create_folder(self, call: Call, name: str) -> Any:
+        """A folder in this one; DuplicateName."""
+        with self.site.change():
+            for child in self._content():
+                if child.kind is vim.Folder and child.display_name == name:
+                    raise vim.fault.DuplicateName(msg=f"{name} exists", name=name, object=child.ref)
+            state = FolderState(self.site.new_id("group-v"), name, self.moid)
+            return self.site.add_folder(state).ref
+
+    @answers("CreateVM_Task")
+    def create_vm(self, call: Call, config: Any, pool: Any, host: Any = None) -> Any:
+        """A new VM; its directory is made where `files.vmPathName` says."""
+
+        def work() -> Any:
+            site = self.site
+            with site.change():
+                chosen = host._moId if host is not None else self._first_host(pool)
+                store, _, inside = str(config.files.vmPathName).partition("] ")
+                found = [d for d in site.datastores() if d.state.name == store.removeprefix("[")]
+                if not found or not found[0].reachable_from(chosen):
+                    raise vim.fault.InvalidDatastorePath(
+                        msg=f"Invalid datastore path '{config.files.vmPathName}'.",
+                        datastorePath=config.files.vmPathName,
+                    )
+                directory = inside.strip("/") or config.name
+                if not directory.endswith(".vmx"):
+                    directory = f"{directory}/{config.name}.vmx"
+                state = VmState(
+                    moid=site.new_id("vm"),
+                    name=config.name,
+                    instance_uuid=config.instanceUuid or str(uuid.uuid4()),
+                    bios_uuid=config.uuid or str(uuid.uuid4()),
+                    host=chosen,
+                    datastore=found[0].moid,
+                    vmx_path=directory,
+                    guest_os=config.guestId or "otherGuest64",
+                    disks=[],
+                    folder=self.moid,
+                )
+                if any(vm.vmx_path() == found[0].path(directory) for vm in site.vms()):
+                    raise vim.fault.AlreadyExists(msg=f"{directory} is taken", name=directory)
+                if any(vm.state.instance_uuid == state.instance_uuid for vm in site.vms()):
+                    state.instance_uuid = str(uuid.uuid4())
+                configure(site, state, config)
+                return site.add_vm(state).ref
+
+        return self.site.tasks.start(self, "CreateVM_Task", call.session.user or "", work)
+
+    @answers("Destroy_Task")
+    def destroy(self, call: Call) -> Any:
+        """Delete the folder, which the simulator does for empty ones alone."""
+
+        def work() -> None:
+            with self.site.change():
+                if self._content():
+                    raise vim.fault.InvalidState(msg=f"{self._name} is not empty")
+                self.site.remove_folder(self.moid)
+
+        return self.site.tasks.start(self, "Destroy_Task", call.session.user or "", work)
+
     @answers("RegisterVM_Task")
     def register_vm(
         self,
@@ -94,6 +158,7 @@ class Folder(Managed):
                 shelved.template = asTemplate
                 shelved.powered_on = False
                 shelved.host = chosen
+                shelved.folder = self.moid
                 return site.add_vm(shelved).ref
 
         return self.site.tasks.start(self, "RegisterVM_Task", call.session.user or "", work)

@@ -37,6 +37,23 @@ class DatastoreSystem(Managed):
         """Copies of volumes the host sees."""
         return self._host.storage.unresolved_volumes()
 
+    @answers("ResignatureUnresolvedVmfsVolume_Task")
+    def resignature(self, call: Call, resolutionSpec: Any) -> Any:
+        """Make a copy a volume of its own and mount it; the result names the datastore."""
+        storage = self._host.storage
+
+        def work() -> Any:
+            uuid = storage.resignature(resolutionSpec.extentDevicePath)
+            storage.rescan_vmfs(call)
+            for datastore in self.site.datastores():
+                if datastore.state.uuid == uuid:
+                    return vim.host.ResignatureRescanResult(rescan=[], result=datastore.ref)
+            raise vim.fault.HostConfigFault(msg="The volume was resignatured and not mounted")
+
+        return self.site.tasks.start(
+            self, "ResignatureUnresolvedVmfsVolume_Task", call.session.user or "", work
+        )
+
 
 class HostSystem(Managed):
     """An ESX host."""

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from atoll_lab.vcenter.objects.authorization import AuthorizationManager
 from atoll_lab.vcenter.objects.compute_resource import ClusterComputeResource, ResourcePool
 from atoll_lab.vcenter.objects.datacenter import Datacenter
 from atoll_lab.vcenter.objects.folder import Folder
@@ -11,6 +12,7 @@ from atoll_lab.vcenter.objects.search_index import SearchIndex
 from atoll_lab.vcenter.objects.service_instance import ServiceInstance
 from atoll_lab.vcenter.objects.session_manager import SessionManager
 from atoll_lab.vcenter.objects.views import ViewManager
+from atoll_lab.vcenter.state import VM_FOLDER
 
 if TYPE_CHECKING:
     from atoll_lab.vcenter.site import Site
@@ -23,7 +25,9 @@ class Layout:
         self._site = site
         self.root = Folder(site, "group-d1", "Datacenters", None, lambda: [self.datacenter])
         self.datacenter = Datacenter(site, "datacenter-2", "lab", self)
-        self.vms = Folder(site, "group-v3", "vm", self.datacenter, site.vms)
+        self.vms = Folder(
+            site, VM_FOLDER, "vm", self.datacenter, lambda: site.content_of(VM_FOLDER)
+        )
         self.hosts = Folder(
             site, "group-h4", "host", self.datacenter, lambda: [*self.clusters.values()]
         )
@@ -64,6 +68,7 @@ def lay_out(site: "Site") -> Layout:
         PropertyCollector(site, "propertyCollector"),
         ViewManager(site, "ViewManager"),
         SearchIndex(site, "SearchIndex"),
+        AuthorizationManager(site, "AuthorizationManager"),
     ):
         site.registry.add(managed)
     return layout

@@ -22,6 +22,7 @@ class ServiceInstance(Managed):
             viewManager=vim.view.ViewManager("ViewManager"),
             sessionManager=vim.SessionManager("SessionManager"),
             searchIndex=vim.SearchIndex("SearchIndex"),
+            authorizationManager=vim.AuthorizationManager("AuthorizationManager"),
             about=vim.AboutInfo(
                 name="VMware vCenter Server",
                 fullName="Atoll lab vCenter simulator 8.0.3",

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from pyVmomi import vim
 
-from atoll_lab.vcenter.objects.base import Call, Managed, answers, exposes
+from atoll_lab.vcenter.objects.base import Call, answers, exposes
+from atoll_lab.vcenter.objects.volume_life import VolumeLife, scsi_uuid
 from atoll_lab.vcenter.scan import visible_luns, volume_on
 from atoll_lab.vcenter.state import DatastoreState, HostState, LunState, VolumeState
 
@@ -16,14 +17,13 @@ _BLOCK_BYTES = 512
 _DEFAULT_PORT = 3260
 
 
-class StorageSystem(Managed):
+class StorageSystem(VolumeLife):
     """What a host sees is what it saw at its last rescan, exactly as with ESX."""
 
     kind = vim.host.StorageSystem
 
     def __init__(self, site: "Site", host: HostState) -> None:
-        super().__init__(site, f"storageSystem-{host.moid.rpartition('-')[2]}")
-        self._host = host
+        super().__init__(site, f"storageSystem-{host.moid.rpartition('-')[2]}", host)
 
     @property
     def display_name(self) -> str:
@@ -89,7 +89,10 @@ class StorageSystem(Managed):
         )
         return vim.host.StorageDeviceInfo(
             hostBusAdapter=[local, hba],
-            scsiLun=[self._local_disk(), *(_scsi_disk(lun) for lun in host.luns)],
+            scsiLun=[
+                self._local_disk(),
+                *(_scsi_disk(lun, detached=lun.naa in host.detached) for lun in host.luns),
+            ],
             softwareInternetScsiEnabled=True,
         )
 
@@ -164,7 +167,7 @@ class StorageSystem(Managed):
         with self.site.registry.reading():
             return [
                 _unresolved(extents)
-                for extents in _volumes(self._host.luns)
+                for extents in _volumes(self._attached())
                 if not all(_is_own(lun) for lun, _ in extents)
             ]
 
@@ -172,10 +175,12 @@ class StorageSystem(Managed):
         """Mount complete volumes that are no copies; let go of lost ones that nobody needs."""
         host, site = self._host, self.site
         mounted = []
-        for extents in _volumes(host.luns):
+        for extents in _volumes(self._attached()):
             head = extents[0][1]
             complete = head.ordinal == 0 and len(extents) >= head.extent_count
             if not complete or not all(_is_own(lun) for lun, _ in extents):
+                continue
+            if head.uuid in host.unmounted:
                 continue
             known = {store.uuid: store for store in site.state.datastores}
             if head.uuid not in known:
@@ -198,9 +203,14 @@ class StorageSystem(Managed):
         }
         lost = [kept for kept in host.mounts if kept not in mounted and kept in needed]
         host.mounts = mounted + lost
+        seen = {volume.uuid for lun in host.luns if (volume := lun.volume)}
+        host.unmounted = [uuid for uuid in host.unmounted if uuid in seen]
         for store in list(site.state.datastores):
             if store.local_to is None and not site.datastore(store.moid).mounted_by():
                 site.remove_datastore(store.moid)
+
+    def _attached(self) -> list[LunState]:
+        return [lun for lun in self._host.luns if lun.naa not in self._host.detached]
 
     def _require_hba(self, device: str) -> None:
         if device != ISCSI_HBA:
@@ -226,20 +236,20 @@ class StorageSystem(Managed):
         )
 
 
-def _scsi_disk(lun: LunState) -> Any:
+def _scsi_disk(lun: LunState, *, detached: bool) -> Any:
     path = f"/vmfs/devices/disks/{lun.naa}"
     return vim.host.ScsiDisk(
         deviceName=path,
         deviceType="disk",
         key=f"key-vim.host.ScsiDisk-{lun.naa}",
-        uuid=f"02000{lun.number:03x}00{lun.naa.removeprefix('naa.')}{lun.product.encode().hex()[:12]}",
+        uuid=scsi_uuid(lun),
         canonicalName=lun.naa,
         displayName=f"{lun.vendor} iSCSI Disk ({lun.naa})",
         lunType="disk",
         vendor=lun.vendor,
         model=lun.product,
         serialNumber=lun.serial,
-        operationalState=["ok"],
+        operationalState=["off" if detached else "ok"],
         capacity=vim.host.DiskDimensions.Lba(
             blockSize=_BLOCK_BYTES, block=lun.size_bytes // _BLOCK_BYTES
         ),

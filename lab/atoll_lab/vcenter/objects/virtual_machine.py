@@ -1,16 +1,18 @@
 """A VM: what it is made of, where it runs, and its power and moves."""
 
+import copy
 from datetime import UTC, datetime
 from typing import Any
 
 from pyVmomi import vim, vmodl
 
+from atoll_lab.vcenter.objects.authorization import require_privilege
 from atoll_lab.vcenter.objects.base import Call, answers, exposes
 from atoll_lab.vcenter.objects.snapshot import disk_backing
+from atoll_lab.vcenter.objects.vm_configuration import SCSI_KEY, configure, nic_device
 from atoll_lab.vcenter.objects.vm_snapshots import SnapshotHolder
 from atoll_lab.vcenter.state import DiskState
 
-_SCSI_KEY = 1000
 _CREATED = datetime(2024, 1, 1, tzinfo=UTC)
 
 
@@ -44,8 +46,8 @@ class VirtualMachine(SnapshotHolder):
 
     @exposes("parent")
     def parent(self) -> Any:
-        """The VM folder."""
-        return self.site.layout.vms.ref
+        """Its folder."""
+        return vim.Folder(self.state.folder)
 
     @exposes("config")
     def config(self) -> Any:
@@ -56,7 +58,9 @@ class VirtualMachine(SnapshotHolder):
             modified=_CREATED,
             name=state.name,
             guestFullName=state.guest_os,
-            guestId="otherLinux64Guest",
+            guestId=state.guest_id,
+            firmware=state.firmware,
+            annotation=state.annotation,
             version="vmx-21",
             uuid=state.bios_uuid,
             instanceUuid=state.instance_uuid,
@@ -65,19 +69,20 @@ class VirtualMachine(SnapshotHolder):
             flags=vim.vm.FlagInfo(),
             defaultPowerOps=vim.vm.DefaultPowerOpInfo(),
             hardware=vim.vm.VirtualHardware(
-                numCPU=2,
-                memoryMB=1024,
+                numCPU=state.cpus,
+                memoryMB=state.memory_mb,
                 device=[
                     vim.vm.device.ParaVirtualSCSIController(
-                        key=_SCSI_KEY, busNumber=0, sharedBus=state.bus_sharing
+                        key=SCSI_KEY, busNumber=0, sharedBus=state.bus_sharing
                     ),
                     *(self._device(number, disk) for number, disk in enumerate(state.disks)),
+                    *map(nic_device, state.nics),
                 ],
             ),
         )
         config.extraConfig = [
             vim.option.OptionValue(key=key, value=value)
-            for key, value in sorted(self.guestinfo().items())
+            for key, value in sorted({**state.extra, **self.guestinfo()}.items())
         ]
         if state.manager is not None:
             config.managedBy = vim.ext.ManagedByInfo(extensionKey=state.manager, type="vm")
@@ -119,7 +124,10 @@ class VirtualMachine(SnapshotHolder):
 
     @answers("PowerOnVM_Task")
     def power_on(self, call: Call, host: Any = None) -> Any:
-        """Start it; InvalidPowerState when it runs."""
+        """Start it; InvalidPowerState when it runs, NoPermission."""
+        require_privilege(
+            self.site, call.session.user or "", self, "VirtualMachine.Interact.PowerOn"
+        )
         return self._task(call, "PowerOnVM_Task", lambda: self._power(True))
 
     @answers("PowerOffVM_Task")
@@ -134,6 +142,33 @@ class VirtualMachine(SnapshotHolder):
             if self.state.powered_on:
                 raise _wrong_power(self)
             self.site.remove_vm(self.moid)
+
+    @answers("ReconfigVM_Task")
+    def reconfigure(self, call: Call, spec: Any) -> Any:
+        """Change what it is made of, all or nothing."""
+
+        def work() -> None:
+            with self.site.change():
+                changed = copy.deepcopy(self.state)
+                configure(self.site, changed, spec)
+                for name, value in vars(changed).items():
+                    setattr(self.state, name, value)
+
+        return self._task(call, "ReconfigVM_Task", work)
+
+    @answers("Destroy_Task")
+    def destroy(self, call: Call) -> Any:
+        """Delete it with the files in its own directory; InvalidPowerState when it runs."""
+
+        def work() -> None:
+            with self.site.change():
+                if self.state.powered_on:
+                    raise _wrong_power(self)
+                path = self.vmx_path()
+                self.site.remove_vm(self.moid)
+                del self.site.state.shelf[path]
+
+        return self._task(call, "Destroy_Task", work)
 
     @answers("Rename_Task")
     def rename(self, call: Call, newName: str) -> Any:
@@ -211,7 +246,7 @@ class VirtualMachine(SnapshotHolder):
     def _device(self, number: int, disk: DiskState) -> Any:
         return vim.vm.device.VirtualDisk(
             key=disk.key,
-            controllerKey=_SCSI_KEY,
+            controllerKey=SCSI_KEY,
             unitNumber=number if number < 7 else number + 1,
             deviceInfo=vim.Description(label=disk.label, summary=f"{disk.size_bytes >> 10:,} KB"),
             capacityInKB=disk.size_bytes >> 10,

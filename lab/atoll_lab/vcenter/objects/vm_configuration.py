@@ -1,0 +1,116 @@
+"""A VM's ConfigSpec, as CreateVM_Task and ReconfigVM_Task take it, applied to its record.
+
+Disks are attached and taken away, never made or deleted: their files are the datastore's.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from pyVmomi import vim, vmodl
+
+from atoll_lab.vcenter.state import DiskState, NicState, VmState
+
+if TYPE_CHECKING:
+    from atoll_lab.vcenter.site import Site
+
+SCSI_KEY = 1000
+_DISK_KEY = 2000
+_NIC_KEY = 4000
+_UNITS = 16
+
+
+def configure(site: "Site", state: VmState, spec: Any) -> None:
+    """Apply a spec. Call inside `change` on a copy: a fault may come half-way."""
+    state.name = spec.name or state.name
+    state.cpus = spec.numCPUs or state.cpus
+    state.memory_mb = spec.memoryMB or state.memory_mb
+    state.guest_id = spec.guestId or state.guest_id
+    state.firmware = spec.firmware or state.firmware
+    if spec.annotation is not None:
+        state.annotation = spec.annotation
+    if spec.instanceUuid:
+        state.instance_uuid = spec.instanceUuid
+    if spec.uuid:
+        state.bios_uuid = spec.uuid
+    if spec.managedBy is not None:
+        state.manager = spec.managedBy.extensionKey or None
+    for option in spec.extraConfig:
+        state.extra[str(option.key)] = str(option.value)
+    for change in spec.deviceChange:
+        device = change.device
+        if isinstance(device, vim.vm.device.VirtualDisk):
+            _disk(site, state, change)
+        elif isinstance(device, vim.vm.device.VirtualEthernetCard):
+            _nic(state, change)
+
+
+def _disk(site: "Site", state: VmState, change: Any) -> None:
+    device = change.device
+    if change.operation == "remove":
+        kept = [disk for disk in state.disks if disk.key != device.key]
+        if len(kept) == len(state.disks):
+            raise _no_device(device.key)
+        state.disks = kept
+        return
+    store, _, inside = str(device.backing.fileName).partition("] ")
+    found = [each for each in site.datastores() if each.state.name == store.removeprefix("[")]
+    if not found or not found[0].reachable_from(state.host):
+        raise vim.fault.InvalidDatastorePath(
+            msg=f"Invalid datastore path '{device.backing.fileName}'.",
+            datastorePath=device.backing.fileName,
+        )
+    if change.fileOperation is not None:
+        raise vmodl.fault.NotSupported(msg="The simulator makes and deletes no disks")
+    key = _DISK_KEY + _UNITS * (device.controllerKey - SCSI_KEY) + device.unitNumber
+    if any(disk.key == key for disk in state.disks):
+        raise vim.fault.InvalidDeviceSpec(msg="The unit number is taken", deviceIndex=0)
+    number = len(state.disks) + 1
+    state.disks.append(
+        DiskState(
+            key=key,
+            label=f"Hard disk {number}",
+            path=inside,
+            size_bytes=device.capacityInBytes or device.capacityInKB << 10,
+            datastore=found[0].moid,
+            mode=device.backing.diskMode or "persistent",
+        )
+    )
+    state.disks.sort(key=lambda disk: disk.key)
+
+
+def _nic(state: VmState, change: Any) -> None:
+    device = change.device
+    kept = [nic for nic in state.nics if nic.key != device.key]
+    if change.operation in ("remove", "edit") and len(kept) == len(state.nics):
+        raise _no_device(device.key)
+    if change.operation == "remove":
+        state.nics = kept
+        return
+    key = device.key if change.operation == "edit" else _NIC_KEY + len(state.nics)
+    connect = device.connectable
+    label = device.deviceInfo.label if device.deviceInfo else f"Network adapter {len(kept) + 1}"
+    nic = NicState(
+        key=key,
+        label=label,
+        mac=device.macAddress or "00:50:56:00:00:00",
+        network=getattr(device.backing, "deviceName", "") or "",
+        start_connected=connect is None or bool(connect.startConnected),
+    )
+    state.nics = sorted([*kept, nic], key=lambda each: each.key)
+
+
+def nic_device(nic: NicState) -> Any:
+    """A network card as vSphere tells it."""
+    return vim.vm.device.VirtualVmxnet3(
+        key=nic.key,
+        deviceInfo=vim.Description(label=nic.label, summary=nic.network),
+        macAddress=nic.mac,
+        addressType="manual",
+        backing=vim.vm.device.VirtualEthernetCard.NetworkBackingInfo(deviceName=nic.network),
+        connectable=vim.vm.device.VirtualDevice.ConnectInfo(
+            startConnected=nic.start_connected, allowGuestControl=True, connected=False
+        ),
+    )
+
+
+def _no_device(key: int) -> Any:
+    return vim.fault.InvalidDeviceSpec(msg=f"There is no device {key}", deviceIndex=0)

@@ -1,0 +1,436 @@
+"""The island's placeholder VMs: production's hardware, the snapshot's disks, and never any power.
+
+A placeholder is made once and keeps its id for ever, so that backup software knows it again. A
+refresh points it to the disks of the newest snapshot; its own files lie on a datastore of the
+island. Source: vSphere Web Services API, VirtualMachineConfigSpec.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pyVmomi import vim
+
+from atoll.model.errors import UnknownVmError, VCenterOperationError
+from atoll.vsphere.collector import Row, read_all, read_objects
+from atoll.vsphere.inventory import names_of
+from atoll.vsphere.placeholders import MANAGER
+from atoll.vsphere.session import Session
+from atoll.vsphere.tasks import await_task
+
+ROLE = "Atoll placeholders"
+PRIVILEGES = (
+    "System.Anonymous",
+    "System.Read",
+    "System.View",
+    "Datastore.Browse",
+    "Datastore.FileManagement",
+    "VirtualMachine.Config.AddExistingDisk",
+    "VirtualMachine.Config.AddRemoveDevice",
+    "VirtualMachine.Config.AdvancedConfig",
+    "VirtualMachine.Config.CPUCount",
+    "VirtualMachine.Config.EditDevice",
+    "VirtualMachine.Config.ManagedBy",
+    "VirtualMachine.Config.Memory",
+    "VirtualMachine.Config.RemoveDisk",
+    "VirtualMachine.Config.Rename",
+    "VirtualMachine.Config.Settings",
+    "VirtualMachine.Inventory.Create",
+    "VirtualMachine.Inventory.Delete",
+    "VirtualMachine.Inventory.Move",
+    "VirtualMachine.Provisioning.DiskRandomRead",
+    "VirtualMachine.Provisioning.GetVmFiles",
+    "VirtualMachine.State.CreateSnapshot",
+    "VirtualMachine.State.RemoveSnapshot",
+)
+"""What anybody may do with a placeholder: all that a backup needs, and nothing of `Interact`."""
+
+_KEY = "atoll.vm"
+_RUN = "atoll.run"
+_SECONDS = 300.0
+_PATHS = (
+    "name",
+    "parent",
+    "config.managedBy",
+    "config.extraConfig",
+    "config.hardware.device",
+    "snapshot",
+)
+_SOURCE_PATHS = (
+    "config.instanceUuid",
+    "config.guestId",
+    "config.firmware",
+    "config.hardware.numCPU",
+    "config.hardware.memoryMB",
+    "config.hardware.device",
+)
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholder:
+    """A placeholder. `vm` is the instance UUID of its production VM, `run` whose disks it shows.
+
+    `disks` are paths, `[datastore] folder/x.vmdk`, by device key. `in_use` while it has a VMware
+    snapshot, which is how backup software says that it reads it.
+    """
+
+    moref: str
+    name: str
+    vm: str
+    run: str
+    disks: Mapping[int, str]
+    in_use: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a production VM is made of, as vSphere tells it; for `put` alone to understand."""
+
+    cpus: int
+    memory_mb: int
+    guest_id: str
+    firmware: str
+    devices: tuple[Any, ...]
+
+
+class Placeholders:
+    """The placeholders on the island's host. Any thread may use it.
+
+    Every call raises VCenterUnreachableError, AuthenticationError and VCenterOperationError as the
+    session does. Everything may be repeated.
+    """
+
+    def __init__(self, session: Session, host: str, home: str, folder: str) -> None:
+        self._session = session
+        self._host = host
+        self._home = home
+        self._folder = folder
+
+    def prepare(self) -> None:
+        """Make the folder, and see that nobody at all may power on what is in it."""
+        self._session.call("make the folder of the placeholders", self._prepare)
+
+    def all(self) -> list[Placeholder]:
+        """Every placeholder there is, by name."""
+        pages = self._session.page_objects
+
+        def read(content: Any) -> list[Placeholder]:
+            rows = read_all(content, {vim.VirtualMachine: _PATHS}, pages)
+            found = [one for row in rows if (one := _placeholder(row)) is not None]
+            return sorted(found, key=lambda one: (one.name, one.moref))
+
+        return self._session.call("list the placeholders", read)
+
+    def hardware(self, instance_uuids: Sequence[str]) -> Mapping[str, Hardware]:
+        """What production VMs are made of now, by instance UUID; those that are gone are left out."""
+        pages = self._session.page_objects
+        wanted = set(instance_uuids)
+
+        def read(content: Any) -> Mapping[str, Hardware]:
+            rows = read_all(content, {vim.VirtualMachine: _SOURCE_PATHS}, pages)
+            return {
+                str(row.get("config.instanceUuid")): _hardware(row)
+                for row in rows
+                if row.get("config.instanceUuid") in wanted
+            }
+
+        return self._session.call("read the hardware of the VMs", read)
+
+    def put(
+        self,
+        vm: str,
+        name: str,
+        run: str,
+        hardware: Hardware,
+        disks: Mapping[int, tuple[str, int]],
+        known: Placeholder | None,
+    ) -> Placeholder:
+        """Make the VM's placeholder, or let the known one follow: name, hardware, disks of the run.
+
+        `disks` are (path of the VMDK, bytes) by the device key in production. Network cards are
+        there and not connected. VCenterOperationError while somebody reads the known one.
+        """
+        what = f"make the placeholder of VM {name}"
+        if known is not None and known.in_use:
+            raise VCenterOperationError(
+                f"Placeholder {known.name} has a VMware snapshot, so a backup job still reads it; it "
+                "follows at the next refresh."
+            )
+        if known is None:
+            spec = _new(vm, name, run, hardware, disks, self._home)
+            task = self._session.call(what, lambda content: self._create(content, spec))
+        else:
+            moref, current = known.moref, known.disks
+            task = self._session.call(
+                what,
+                lambda content: _reconfigure(
+                    content, moref, vm, name, run, hardware, disks, current
+                ),
+            )
+        self._await(task, what)
+        for placeholder in self.all():
+            if placeholder.vm == vm:
+                return placeholder
+        raise UnknownVmError(f"The placeholder of VM {name} is gone again; refresh once more.")
+
+    def empty(self, placeholder: Placeholder) -> None:
+        """Take its disks away, so that their volumes can go; their files stay as they are."""
+        if not placeholder.disks:
+            return
+        what = f"take the disks from placeholder {placeholder.name}"
+        spec = vim.vm.ConfigSpec(
+            deviceChange=[_removal(key) for key in placeholder.disks],
+            extraConfig=_marks(placeholder.vm, ""),
+        )
+
+        def begin(content: Any) -> Any:
+            return _vm(content, placeholder.moref).ReconfigVM_Task(spec)
+
+        self._await(self._session.call(what, begin), what)
+
+    def remove(self, placeholder: Placeholder) -> None:
+        """Delete it with its own files; its disks are taken away before. Gone is success."""
+        self.empty(placeholder)
+        what = f"remove placeholder {placeholder.name}"
+
+        def begin(content: Any) -> Any:
+            return _vm(content, placeholder.moref).Destroy_Task()
+
+        self._await(self._session.call(what, begin), what)
+
+    def _await(self, task: Any, what: str) -> None:
+        self._session.call(what, lambda content: await_task(content, task, what, _SECONDS))
+
+    def _prepare(self, content: Any) -> None:
+        vms, folder = self._place(content)
+        if folder is None:
+            folder = vms.CreateFolder(self._folder)
+        manager = content.authorizationManager
+        role = _role(content)
+        # Whoever has a right above would have it here too, were it not said anew.
+        above = manager.RetrieveEntityPermissions(vms, True)
+        who = {(str(each.principal), bool(each.group)) for each in above}
+        who.add((self._session.user, False))
+        said = {
+            (str(each.principal), bool(each.group))
+            for each in manager.RetrieveEntityPermissions(folder, False)
+            if each.roleId == role and each.propagate
+        }
+        # Of ourselves too, so it can be said only once; later only of those who are new.
+        if who <= said:
+            return
+        manager.SetEntityPermissions(
+            folder,
+            [
+                vim.AuthorizationManager.Permission(
+                    principal=principal, group=group, roleId=role, propagate=True
+                )
+                for principal, group in sorted(who - said)
+            ],
+        )
+
+    def _create(self, content: Any, spec: Any) -> Any:
+        _, folder = self._place(content)
+        if folder is None:
+            raise VCenterOperationError(
+                f"The folder {self._folder} of the placeholders is gone; refresh once more."
+            )
+        host = self._host_ref(content)
+        parent = _read(content, host, ("parent",))["parent"]
+        pool = _read(content, parent, ("resourcePool",))["resourcePool"]
+        return folder.CreateVM_Task(spec, pool, host)
+
+    def _place(self, content: Any) -> tuple[Any, Any | None]:
+        """The VM folder of the host's datacenter, and ours in it if there is one."""
+        at = self._host_ref(content)
+        while not isinstance(at, vim.Datacenter):
+            at = _read(content, at, ("parent",)).get("parent")
+            if at is None:
+                raise VCenterOperationError(
+                    f"Host {self._host} is in no datacenter that this user may see."
+                )
+        vms = _read(content, at, ("vmFolder",))["vmFolder"]
+        children = _read(content, vms, ("childEntity",)).get("childEntity") or ()
+        for child in children:
+            if not isinstance(child, vim.Folder):
+                continue
+            if _read(content, child, ("name",)).get("name") == self._folder:
+                return vms, child
+        return vms, None
+
+    def _host_ref(self, content: Any) -> Any:
+        rows = read_all(content, {vim.HostSystem: ("name",)}, self._session.page_objects)
+        names = names_of({row.moref: str(row.get("name", "")) for row in rows})
+        for row in rows:
+            if names[row.moref] == self._host:
+                return _bound(content, vim.HostSystem, row.moref)
+        raise VCenterOperationError(
+            f"vCenter manages no host called {self._host}; it knows "
+            f"{', '.join(sorted(names.values())) or 'none'}."
+        )
+
+
+def _placeholder(row: Row) -> Placeholder | None:
+    manager = row.get("config.managedBy")
+    if manager is None or manager.extensionKey != MANAGER:
+        return None
+    marks = {str(each.key): str(each.value) for each in row.get("config.extraConfig") or ()}
+    return Placeholder(
+        moref=row.moref,
+        name=str(row.get("name", row.moref)),
+        vm=marks.get(_KEY, ""),
+        run=marks.get(_RUN, ""),
+        disks={
+            device.key: str(getattr(device.backing, "fileName", ""))
+            for device in row.get("config.hardware.device") or ()
+            if isinstance(device, vim.vm.device.VirtualDisk)
+        },
+        in_use=row.get("snapshot") is not None,
+    )
+
+
+def _hardware(row: Row) -> Hardware:
+    return Hardware(
+        cpus=int(row.get("config.hardware.numCPU", 1)),
+        memory_mb=int(row.get("config.hardware.memoryMB", 1024)),
+        guest_id=str(row.get("config.guestId") or ""),
+        firmware=str(row.get("config.firmware") or ""),
+        devices=tuple(row.get("config.hardware.device") or ()),
+    )
+
+
+def _new(
+    vm: str,
+    name: str,
+    run: str,
+    hardware: Hardware,
+    disks: Mapping[int, tuple[str, int]],
+    home: str,
+) -> Any:
+    spec = _common(vm, name, run, hardware)
+    spec.guestId = hardware.guest_id or None
+    spec.files = vim.vm.FileInfo(vmPathName=f"[{home}] atoll-{vm}/atoll-{vm}.vmx")
+    spec.managedBy = vim.ext.ManagedByInfo(extensionKey=MANAGER, type="placeholder")
+    if hardware.firmware:
+        spec.firmware = hardware.firmware
+    spec.deviceChange = [
+        *(_addition(device) for device in hardware.devices if _is_controller(device)),
+        *(_addition(_unplugged(device)) for device in hardware.devices if _is_card(device)),
+        *_attached(hardware, disks),
+    ]
+    return spec
+
+
+def _reconfigure(
+    content: Any,
+    moref: str,
+    vm: str,
+    name: str,
+    run: str,
+    hardware: Hardware,
+    disks: Mapping[int, tuple[str, int]],
+    current: Mapping[int, str],
+) -> Any:
+    spec = _common(vm, name, run, hardware)
+    spec.deviceChange = [*(_removal(key) for key in current), *_attached(hardware, disks)]
+    return _vm(content, moref).ReconfigVM_Task(spec)
+
+
+def _common(vm: str, name: str, run: str, hardware: Hardware) -> Any:
+    return vim.vm.ConfigSpec(
+        name=name,
+        numCPUs=hardware.cpus,
+        memoryMB=hardware.memory_mb,
+        annotation=f"Kept by Atoll for backup software: the disks of {name} as run {run} took them.",
+        extraConfig=_marks(vm, run),
+    )
+
+
+def _marks(vm: str, run: str) -> list[Any]:
+    return [
+        vim.option.OptionValue(key=_KEY, value=vm),
+        vim.option.OptionValue(key=_RUN, value=run),
+    ]
+
+
+def _attached(hardware: Hardware, disks: Mapping[int, tuple[str, int]]) -> Iterator[Any]:
+    """Disks at the controllers and units they have in production, over the snapshot's files."""
+    for device in hardware.devices:
+        if not isinstance(device, vim.vm.device.VirtualDisk) or device.key not in disks:
+            continue
+        path, size = disks[device.key]
+        yield _addition(
+            vim.vm.device.VirtualDisk(
+                key=device.key,
+                controllerKey=device.controllerKey,
+                unitNumber=device.unitNumber,
+                capacityInKB=size >> 10,
+                capacityInBytes=size,
+                backing=vim.vm.device.VirtualDisk.FlatVer2BackingInfo(
+                    fileName=path, diskMode="persistent"
+                ),
+            )
+        )
+
+
+def _addition(device: Any) -> Any:
+    return vim.vm.device.VirtualDeviceSpec(operation="add", device=device)
+
+
+def _removal(key: int) -> Any:
+    # Without a file operation: the files belong to the snapshot's copy.
+    return vim.vm.device.VirtualDeviceSpec(
+        operation="remove", device=vim.vm.device.VirtualDisk(key=key, capacityInKB=0)
+    )
+
+
+def _is_controller(device: Any) -> bool:
+    kinds = (
+        vim.vm.device.VirtualSCSIController,
+        vim.vm.device.VirtualSATAController,
+        vim.vm.device.VirtualNVMEController,
+    )
+    return isinstance(device, kinds)
+
+
+def _is_card(device: Any) -> bool:
+    return isinstance(device, vim.vm.device.VirtualEthernetCard)
+
+
+def _unplugged(card: Any) -> Any:
+    """The same card, connected to nothing, now or ever."""
+    return type(card)(
+        key=card.key,
+        macAddress=card.macAddress,
+        addressType="manual",
+        backing=card.backing,
+        connectable=vim.vm.device.VirtualDevice.ConnectInfo(
+            startConnected=False, allowGuestControl=False, connected=False
+        ),
+    )
+
+
+def _role(content: Any) -> int:
+    """The number of our role, made or brought up to date."""
+    manager = content.authorizationManager
+    for role in _read(content, manager, ("roleList",)).get("roleList") or ():
+        if role.name == ROLE:
+            if set(role.privilege) != set(PRIVILEGES):
+                manager.UpdateAuthorizationRole(role.roleId, ROLE, list(PRIVILEGES))
+            return int(role.roleId)
+    return int(manager.AddAuthorizationRole(ROLE, list(PRIVILEGES)))
+
+
+def _read(content: Any, managed: Any, paths: tuple[str, ...]) -> Mapping[str, Any]:
+    (row,) = read_objects(content, type(managed), [managed._moId], paths, 1)
+    return row.values
+
+
+def _vm(content: Any, moref: str) -> Any:
+    return _bound(content, vim.VirtualMachine, moref)
+
+
+def _bound(content: Any, kind: Callable[..., _T], moref: str) -> _T:
+    return kind(moref, content.rootFolder._stub)
