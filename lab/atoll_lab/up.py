@@ -96,6 +96,7 @@ def _write_settings(where: Places) -> None:
 def _write_settings_for_port(where: Places, port: int) -> None:
     """The site's atoll.toml; the simulator's port is known once it runs."""
     temporary = where.settings.with_suffix(".new")
+    (island,) = (host.name for host in blueprint.HOSTS if host.island)
     temporary.write_text(
         f"""# Settings of lab {where.name}. Paths are relative to this file.
 [vcenter]
@@ -124,6 +125,10 @@ state_directory = "state"
 # Emulated guests on a busy machine need longer than real ones; the hold still ends when it can.
 lease_seconds = 40
 budget_seconds = 20
+
+[island]
+host = "{island}"
+home = "{island.partition(".")[0]}-local"
 """
     )
     temporary.rename(where.settings)

@@ -136,6 +136,17 @@ class DirectorSection(_Section):
         return self
 
 
+class IslandSection(_Section):
+    """The ESX host that shows runs to backup software.
+
+    `home` names the datastore of the placeholders' own files, `folder` the folder that they are in.
+    """
+
+    host: str
+    home: str
+    folder: str = "Atoll"
+
+
 class Settings(_Section):
     """The whole file. A machine that only serves storage has `storage` alone; see `needed`."""
 
@@ -144,6 +155,7 @@ class Settings(_Section):
     repository: RepositorySection | None = None
     agents: AgentsSection | None = None
     director: DirectorSection = DirectorSection()
+    island: IslandSection | None = None
 
     @model_validator(mode="after")
     def _storage_names_differ(self) -> Self:

@@ -20,7 +20,7 @@ from atoll.repository.keys import KeyFile, create_key_file
 from atoll.repository.repository import Repository
 from atoll.service.journal import Journal
 from atoll.service.pins import Pins
-from atoll.service.site import Site
+from atoll.service.site import IslandPlace, Site
 from atoll.settings import (
     Settings,
     StorageSection,
@@ -70,9 +70,15 @@ def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
             ways=tuple(Way(way) for way in settings.director.ways),
             orders=tuple(order.vms for order in settings.director.order),
         ),
+        island=_island(settings),
         work_directory=settings.director.state_directory / "work",
         close=opened.close,
     )
+
+
+def _island(settings: Settings) -> IslandPlace | None:
+    island = settings.island
+    return IslandPlace(island.host, island.home, island.folder) if island else None
 
 
 def open_engine(settings: Settings) -> StorageEngine:

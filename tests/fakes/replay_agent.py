@@ -7,7 +7,9 @@ the keeper acts, and its answer waits for `go` again. So does each hold of the o
 whose session is a process of its own; it is answered `holds` or `refuses`. A last connection
 asks for the keeper's state: one line for each line.
 
-The agent's package is a copy whose clock reads the time from a file beside it: `CLOCK`.
+The agent's package is a copy whose clock reads the time from a file beside it: `CLOCK`. What is
+waited for in real time is waited for as long as it takes: that nobody answers in time is not in
+the runs that are replayed, and a machine may be slow.
 """
 
 import json
@@ -20,7 +22,7 @@ from functools import wraps
 from pathlib import Path
 
 from atoll_agent import __main__ as agent
-from atoll_agent import applications
+from atoll_agent import applications, arming, guard, protocol, server
 from atoll_agent.application import HeldApplication
 from atoll_agent.keeper import Keeper
 from atoll_agent.server import AgentServer
@@ -36,6 +38,10 @@ def boottime():
     return struct.unpack("d", _now[:8])[0]
 """
 """Replaces the boot time of atoll_agent/clock.py, for the agent and its watchdog."""
+
+
+_PATIENCE_SECONDS = 600.0
+_AGES = 1e9
 
 
 class Gate:
@@ -125,6 +131,7 @@ def main():
     @wraps(made)
     def told(self, config, keeper, *rest):
         made(self, config, keeper, *rest)
+        keeper._armed_seconds = _PATIENCE_SECONDS
         threading.Thread(target=tell_state, args=(keeper,), daemon=True).start()
 
     AgentServer.__init__ = told
@@ -134,6 +141,11 @@ def main():
     applications.all_running = lambda config: [Application()]
     applications.discover = lambda config: []
     agent.DIRECTORY = Path(sys.argv[3])
+    guard._START_SECONDS = guard._BEGIN_SECONDS = guard._THAW_SECONDS = _PATIENCE_SECONDS
+    server._IDLE_SECONDS = _PATIENCE_SECONDS
+    # By the replay's clock, in which one tick is longer than any lease may be.
+    protocol.MAX_LEASE_SECONDS = protocol.MAX_BUDGET_SECONDS = _AGES
+    arming.ARMED_SECONDS = arming._WATCHDOG_SECONDS = _AGES
     return agent.main(["serve", "--config", sys.argv[1]])
 
 

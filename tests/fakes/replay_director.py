@@ -21,9 +21,11 @@ from atoll.model.plan import Plan, PlannedDisk, PlannedVm
 from atoll.model.progress import Silent
 from atoll.model.storage import GroupSnapshot
 
-LEASE_SECONDS, BUDGET_SECONDS = 60.0, 30.0
+PATIENCE_SECONDS = 600.0
+"""What anybody waits in real time. Time-outs are not what is looked at, and a machine may be slow."""
 
-_PATIENCE_SECONDS = 100.0
+LEASE_SECONDS, BUDGET_SECONDS = 2 * PATIENCE_SECONDS, PATIENCE_SECONDS
+"""By the replay's own clock; in real time the director waits as long for its guests."""
 
 
 class _World:
@@ -50,9 +52,8 @@ class _World:
 
 
 def _direct(pipe: Connection, agent: EnrolledAgent, credentials: Credentials, run: str) -> None:
-    # Time-outs are not what is looked at, and this machine may be slow.
-    channel._KEPT_THAW_SECONDS = channel._THAW_SECONDS = _PATIENCE_SECONDS
-    connection._CONNECT_SECONDS = _PATIENCE_SECONDS
+    channel._KEPT_THAW_SECONDS = channel._THAW_SECONDS = PATIENCE_SECONDS
+    channel._STATUS_SECONDS = connection._CONNECT_SECONDS = PATIENCE_SECONDS
     disk = VirtualDisk(2000, "Hard disk 1", "ds1", "a/a.vmdk", 1, "persistent")
     vm = VirtualMachine("vm-1", "uuid", "a", "esx1", True, False, "debian", (disk,), False, "")
     planned = PlannedVm(vm, (PlannedDisk(disk, "prod", "vmfs", ("lun1",)),), True)

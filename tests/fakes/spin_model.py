@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,8 @@ def simulate(options: Iterable[str], seed: int) -> list[str]:
     """One run at random: what it printed in lines that begin with @, without that."""
     defines = [f"-D{option}" for option in options]
     # -T: no indentation by process; -u: a limit that no run comes near.
-    said = _run(MODEL.parent, "spin", f"-n{seed}", "-T", "-u20000", *defines, str(MODEL))
+    with tempfile.TemporaryDirectory() as where:  # for files of its own that always have one name
+        said = _run(Path(where), "spin", f"-n{seed}", "-T", "-u20000", *defines, str(MODEL))
     return [line.strip()[2:] for line in said.splitlines() if line.strip().startswith("@ ")]
 
 

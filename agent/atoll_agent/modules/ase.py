@@ -14,6 +14,7 @@ Not run against the product; docs/operations/applications.md.
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,13 @@ from atoll_agent.clock import Deadline
 from atoll_agent.errors import ApplicationError
 from atoll_agent.modules.suspending import (
     Findings,
-    Product,
     ProductHolder,
     RefusedError,
     SuspendedApplication,
     Suspension,
     usable_witness,
 )
+from atoll_agent.modules.twosessions import TwoSessions
 from atoll_agent.owners import owner_of
 from atoll_agent.secrets import PASSWORD_KEY, read_secret
 from atoll_agent.servers import Process, server_processes
@@ -69,40 +70,33 @@ class Server:
     witness: str | None = None
 
 
-class Ase(Product):
+class Ase(TwoSessions):
     """One server."""
 
     kind = KIND
     how = "quiescing its user databases"
 
     def __init__(self, server: Server) -> None:
+        super().__init__(server.witness)
         self._server = server
-        self._control: Session | None = None
-        self._other: Session | None = None
         self._databases: list[str] = []
         self._tags: list[str] = []
         self._released = False
 
     def connect(self, deadline: Deadline) -> None:
-        self._control = self._session(deadline)
-        self._other = self._session(deadline)
+        super().connect(deadline)
         self.check(deadline)
 
     def flush(self, deadline: Deadline) -> None:
-        if self._control is None:
-            self._control = self._session(deadline)
-        self._control.ask("checkpoint all", deadline)
+        self.lone(deadline).ask("checkpoint all", deadline)
 
     def check(self, deadline: Deadline) -> None:
-        assert self._control is not None
-        assert self._other is not None
-        self._control.ask("select 1", deadline)
-        self._databases = _lines(self._other.ask(_DATABASES, deadline))
+        self.control.ask("select 1", deadline)
+        self._databases = _lines(self.other.ask(_DATABASES, deadline))
         if odd := [name for name in self._databases if not _NAME.match(name)]:
             raise RefusedError(f"the name of {odd[0]} cannot be part of a quiesce command")
 
     def suspend(self, deadline: Deadline) -> Suspension:
-        assert self._control is not None
         if not self._databases:
             return Suspension("", "it has no user database that is written")
         for first in range(0, len(self._databases), MAX_DATABASES):
@@ -110,9 +104,7 @@ class Ase(Product):
             names = ", ".join(self._databases[first : first + MAX_DATABASES])
             self._tags.append(tag)
             try:
-                self._control.ask(
-                    f"quiesce database {tag} hold {names} for external dump", deadline
-                )
+                self.control.ask(f"quiesce database {tag} hold {names} for external dump", deadline)
             except StatementError as error:
                 self._tags.pop()
                 if not self._tags:
@@ -120,18 +112,12 @@ class Ase(Product):
                 raise
         return Suspension(f"{len(self._databases)} databases under {', '.join(self._tags)}")
 
-    def ask_witness(self, deadline: Deadline) -> str | None:
-        if self._server.witness is None or self._other is None:
-            return None
-        return self._witness(self._other, deadline)
-
     def conclude(self, taken: bool | None, deadline: Deadline) -> str:
-        assert self._control is not None
         broken = []
         while self._tags:
             tag = self._tags[-1]
             try:
-                self._control.ask(f"quiesce database {tag} release", deadline)
+                self.control.ask(f"quiesce database {tag} release", deadline)
             except StatementError as error:
                 broken.append(f"{tag} was released by somebody else ({error})")
             self._tags.pop()
@@ -142,8 +128,7 @@ class Ase(Product):
         """Release by the tags that were used, or without that knowledge by all that may have been."""
         if self._released:
             return
-        session = self._session(deadline)
-        try:
+        with closing(self._session(deadline)) as session:
             if self._tags:
                 for tag in reversed(self._tags):
                     _release(session, tag, deadline)
@@ -151,39 +136,29 @@ class Ase(Product):
                 number = 0
                 while _release(session, f"{_TAG}_{number}", deadline):
                     number += 1
-        finally:
-            session.close()
         self._released = True
 
     def look(self, deadline: Deadline) -> Findings:
-        self._control = control = self._session(deadline)
+        control = self.lone(deadline)
         if missing := _lines(control.ask(_NOT_ONLINE, deadline)):
             raise ApplicationError(f"the server answers, but {', '.join(missing)} is not online")
-        witness = self._witness(control, deadline) if self._server.witness else None
-        return Findings(position="", witness=witness)
+        return Findings(position="", witness=self.witness_of(control, deadline))
 
-    def disconnect(self) -> None:
-        for session in (self._control, self._other):
-            if session is not None:
-                session.close()
-        self._control = self._other = None
-
-    def _witness(self, session: Session, deadline: Deadline) -> str:
-        assert self._server.witness is not None
-        witness = usable_witness(self._server.witness)
+    def _answer(self, witness: str, session: Session, deadline: Deadline) -> str:
+        query = usable_witness(witness)
         session.ask(f"use {self._server.database or 'master'}", deadline)
         seconds = max(1, int(deadline.remaining))
         session.ask(f"set lock wait {seconds}", deadline)
-        return "\n".join(_lines(session.ask(witness, deadline)))
+        return "\n".join(_lines(session.ask(query, deadline)))
 
-    def _session(self, deadline: Deadline) -> Session:
+    def _client(self) -> Session:
         server = self._server
         environment = dict(server.environment)
         home, client = environment.get("SYBASE", ""), environment.get("SYBASE_OCS", "OCS-16_0")
         # -b: no headings.
         argv = [f"{home}/{client}/bin/isql" if home else "isql", "-S", server.server]
         argv += ["-U", server.user, "-b", "-w", "9999"]
-        session = Session(
+        return Session(
             argv,
             lambda marker: f"go\nprint '{marker}'\ngo",
             environment,
@@ -191,14 +166,12 @@ class Ase(Product):
             terminator="",
             refusal=_REFUSAL,
         )
+
+    def _greeting(self) -> str:
         # Without -P isql takes the first line of its input for the password.
-        secret = read_secret(Path(server.password_file)).reveal() if server.password_file else ""
-        try:
-            session.ask(f"{secret}\nset nocount on", deadline)
-        except ApplicationError:
-            session.close()
-            raise
-        return session
+        file = self._server.password_file
+        secret = read_secret(Path(file)).reveal() if file else ""
+        return f"{secret}\nset nocount on"
 
 
 def _release(session: Session, tag: str, deadline: Deadline) -> bool:

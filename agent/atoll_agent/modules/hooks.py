@@ -11,15 +11,15 @@ import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from atoll_agent.application import ApplicationConfig, HeldApplication, Testimony
-from atoll_agent.clock import Deadline, boottime
+from atoll_agent.clock import Deadline
 from atoll_agent.command import run_command
 from atoll_agent.errors import ApplicationError, ConfigError
-from atoll_agent.lifeline import Lifeline
+from atoll_agent.outliving import OutlivingApplication
 
 KIND = "hooks"
 DIRECTORY = Path("/etc/atoll/hooks.d")
@@ -41,29 +41,18 @@ class _Said:
     rest: str
 
 
-class Hook:
+class Hook(OutlivingApplication):
     """One program, which holds whatever it holds."""
 
-    kind = KIND
-
     def __init__(self, name: str, path: Path, seconds: int) -> None:
-        self._name = name
+        super().__init__(KIND, name)
         self._path = path
         self._seconds = float(seconds)
         self._not_prepared = ""
-        self._line: Lifeline | None = None
-
-    @property
-    def name(self) -> str:
-        return self._name
 
     def remark(self, deadline: Deadline) -> str:
         refusal = why_not_trusted(self._path)
         return f"cannot be held: {refusal}" if refusal else f"held by {self._path}"
-
-    def recover(self, deadline: Deadline) -> None:
-        """Abort what an agent and its dead-man's process, killed together, left frozen."""
-        self._lifeline().recover(deadline)
 
     def prepare(self, deadline: Deadline) -> None:
         self._not_prepared = ""
@@ -74,49 +63,18 @@ class Hook:
             raise
 
     def open(self, deadline: Deadline) -> list[int]:
-        self.close()
         if refusal := why_not_trusted(self._path):
+            self.close()
             raise ApplicationError(refusal)
-        self._line = self._lifeline()
-        return self._line.open(deadline)
+        return super().open(deadline)
 
     def flush_again(self, deadline: Deadline) -> None:
         """Nothing: a hook prepares once."""
 
-    def still_ready(self, deadline: Deadline) -> bool:
-        return self._answers(deadline) == ""
-
     def hold(self, deadline: Deadline) -> HeldApplication:
-        started = boottime()
-        refusal = ""
-        answer: dict[str, Any] = {"position": "", "witness": None, "rest": ""}
-        line = self._line or self._lifeline()
-        try:
-            answer = line.hold({}, deadline)
-        except ApplicationError as error:
-            refusal = str(error)
-            self.close()
-        remarks = [self._not_prepared, refusal or answer["rest"]]
-        return HeldApplication(
-            kind=KIND,
-            name=self.name,
-            held=not refusal,
-            position=answer["position"],
-            witness=answer["witness"],
-            flush_seconds=boottime() - started,
-            detail="; ".join(each for each in remarks if each),
-        )
-
-    def still_held(self, deadline: Deadline) -> str:
-        if self._line is None:
-            return ""
-        lost = self._answers(deadline)
-        return f"{KIND} {self.name}: {lost}" if lost else ""
-
-    def close(self) -> None:
-        if self._line is not None:
-            self._line.close()
-            self._line = None
+        held = super().hold(deadline)
+        remarks = [self._not_prepared, held.detail]
+        return replace(held, detail="; ".join(each for each in remarks if each))
 
     def testify(self, deadline: Deadline) -> Testimony:
         witness, position, answering, detail = None, "", False, ""
@@ -136,17 +94,8 @@ class Hook:
             detail=detail,
         )
 
-    def _answers(self, deadline: Deadline) -> str:
-        if self._line is None:
-            return "it was not opened"
-        try:
-            self._line.ask({}, deadline)
-        except ApplicationError as error:
-            return str(error)
-        return ""
-
-    def _lifeline(self) -> Lifeline:
-        return Lifeline(KIND, self.name, {"path": str(self._path), "seconds": self._seconds})
+    def _arguments(self) -> Mapping[str, Any]:
+        return {"path": str(self._path), "seconds": self._seconds}
 
 
 class HookHolder:
@@ -161,10 +110,11 @@ class HookHolder:
         return {}
 
     def hold(self, arguments: Mapping[str, Any], deadline: Deadline) -> Mapping[str, Any]:
-        """→ `{"position", "witness", "rest"}`."""
+        """→ `{"position", "witness", "remarks"}`."""
         said = _call(self._path, "freeze", deadline)
         self._frozen = True
-        return {"position": said.position, "witness": said.witness, "rest": said.rest}
+        remarks = [said.rest] if said.rest else []
+        return {"position": said.position, "witness": said.witness, "remarks": remarks}
 
     def ask(self, arguments: Mapping[str, Any], deadline: Deadline) -> Mapping[str, Any]:
         """That it is asked and answers is all: a hook has no say between freeze and thaw."""

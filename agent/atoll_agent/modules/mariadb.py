@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,11 +69,8 @@ class MariaDb:
 
     def remark(self, deadline: Deadline) -> str:
         try:
-            session = self._session()
-            try:
+            with closing(self._session()) as session:
                 can_checkpoint = _can_checkpoint(session, deadline)
-            finally:
-                session.close()
         except ApplicationError as error:
             hint = "; name an owner and a password_file" if _DENIED.search(str(error)) else ""
             return f"cannot be held: {error}{hint}"
@@ -82,19 +79,13 @@ class MariaDb:
 
     def prepare(self, deadline: Deadline) -> None:
         """Write dirty pages while it serves, so that the checkpoint under the lock is short."""
-        session = self._session()
-        try:
+        with closing(self._session()) as session:
             write_dirty_pages(session, self.name, deadline)
-        finally:
-            session.close()
 
     def recover(self, deadline: Deadline) -> None:
         """Put back the settings an agent killed while flushing left changed."""
-        session = self._session()
-        try:
+        with closing(self._session()) as session:
             put_back(session, self.name, deadline)
-        finally:
-            session.close()
 
     def open(self, deadline: Deadline) -> list[int]:
         self.close()
@@ -173,8 +164,7 @@ class MariaDb:
         log: str | None = None
         logs = mariadblog
         try:
-            session = self._session()
-            try:
+            with closing(self._session()) as session:
                 pid = _server_pid(session, deadline)
                 flavour = read_flavour(session, deadline)
                 logs = mariadblog if flavour.mariadb else mysqllog
@@ -184,8 +174,6 @@ class MariaDb:
                 if self._server.witness:
                     session.ask("SET SESSION TRANSACTION READ ONLY", deadline)
                     witness = session.ask(self._server.witness, deadline)[:_MAX_WITNESS]
-            finally:
-                session.close()
         except ApplicationError as error:
             detail = str(error)
         if log is None:

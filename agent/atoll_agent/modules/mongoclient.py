@@ -7,17 +7,14 @@ import base64
 import hashlib
 import hmac
 import os
-import socket
 import struct
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from atoll_agent.clock import Deadline
 from atoll_agent.errors import ApplicationError
-from atoll_agent.modules import bson
-from atoll_agent.modules.tls import Tls, wrap
+from atoll_agent.modules import bson, serversocket
 
 _OP_MSG = 2013
 _MAX_MESSAGE_BYTES = 48_000_000
@@ -32,37 +29,11 @@ class CommandError(ApplicationError):
         self.number = number
 
 
-class NobodyThereError(ApplicationError):
-    """No server listens there, so no server is held there either."""
+@dataclass(frozen=True, repr=False)
+class Endpoint(serversocket.Endpoint):
+    """With the database that knows the user."""
 
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a server listens, `socket` before `port` on the loopback, and as whom to be there."""
-
-    socket: str | None
-    port: int
-    user: str | None = None
-    password: str | None = None
     auth_database: str = "admin"
-    tls: Tls | None = None
-
-    @property
-    def where(self) -> str:
-        """For messages."""
-        return self.socket or f"port {self.port}"
-
-    def as_arguments(self) -> dict[str, Any]:
-        """As JSON for the process that holds; `from_arguments` reads it."""
-        return asdict(self)
-
-    @staticmethod
-    def from_arguments(given: Mapping[str, Any]) -> "Endpoint":
-        """What `as_arguments` wrote."""
-        return Endpoint(**{**given, "tls": Tls.from_arguments(given["tls"])})
-
-    def __repr__(self) -> str:
-        return f"Endpoint({self.where})"
 
 
 class Connection:
@@ -73,7 +44,7 @@ class Connection:
 
     def __init__(self, endpoint: Endpoint, deadline: Deadline) -> None:
         self._requests = 0
-        self._socket = _connect(endpoint, deadline)
+        self._socket = serversocket.ServerSocket(endpoint, deadline)
         try:
             self.hello = self.ask(deadline, "admin", _greeting())
             if endpoint.user is not None:
@@ -87,11 +58,7 @@ class Connection:
         self._requests += 1
         body = struct.pack("<IB", 0, 0) + bson.encode({**command, "$db": database})
         header = struct.pack("<iiii", len(body) + 16, self._requests, 0, _OP_MSG)
-        try:
-            self._limit(deadline)
-            self._socket.sendall(header + body)
-        except OSError as error:
-            raise ApplicationError(f"the connection to the server was lost: {error}") from error
+        self._socket.send(header + body, deadline)
         answer = self._receive(deadline)
         if answer.get("ok") != 1:
             raise CommandError(
@@ -101,15 +68,14 @@ class Connection:
 
     def close(self) -> None:
         """Hang up. Repeatable."""
-        with suppress(OSError):
-            self._socket.close()
+        self._socket.close()
 
     def _receive(self, deadline: Deadline) -> dict[str, Any]:
         while True:
-            length, _, answered, kind = struct.unpack("<iiii", self._exactly(16, deadline))
+            length, _, answered, kind = struct.unpack("<iiii", self._socket.exactly(16, deadline))
             if kind != _OP_MSG or not 21 <= length <= _MAX_MESSAGE_BYTES:
                 raise ApplicationError("the server does not speak MongoDB's protocol")
-            body = self._exactly(length - 16, deadline)
+            body = self._socket.exactly(length - 16, deadline)
             if answered != self._requests:
                 continue
             if body[4] != 0:
@@ -118,39 +84,6 @@ class Connection:
                 return bson.decode(body[5:])
             except ValueError as error:
                 raise ApplicationError(f"the server's answer cannot be read: {error}") from error
-
-    def _exactly(self, count: int, deadline: Deadline) -> bytes:
-        received = b""
-        while len(received) < count:
-            try:
-                self._limit(deadline)
-                part = self._socket.recv(min(count - len(received), 1 << 20))
-            except TimeoutError:
-                raise ApplicationError("the server did not answer in time") from None
-            except OSError as error:
-                raise ApplicationError(f"the connection to the server was lost: {error}") from error
-            if not part:
-                raise ApplicationError("the server closed the connection")
-            received += part
-        return received
-
-    def _limit(self, deadline: Deadline) -> None:
-        self._socket.settimeout(max(deadline.remaining, 0.001))
-
-
-def _connect(endpoint: Endpoint, deadline: Deadline) -> socket.socket:
-    family = socket.AF_UNIX if endpoint.socket else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
-    found.settimeout(max(deadline.remaining, 0.001))
-    try:
-        found.connect(endpoint.socket or ("127.0.0.1", endpoint.port))
-    except (ConnectionRefusedError, FileNotFoundError) as error:
-        found.close()
-        raise NobodyThereError(f"nothing listens on {endpoint.where}") from error
-    except OSError as error:
-        found.close()
-        raise ApplicationError(f"{endpoint.where} cannot be reached: {error}") from error
-    return wrap(found, endpoint.tls, deadline) if endpoint.tls else found
 
 
 def _greeting() -> dict[str, Any]:

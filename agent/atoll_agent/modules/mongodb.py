@@ -7,14 +7,14 @@ The lock and its end: `mongoholder`.
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from atoll_agent.application import ApplicationConfig, HeldApplication, Testimony
-from atoll_agent.clock import Deadline, boottime
+from atoll_agent.application import ApplicationConfig, Testimony
+from atoll_agent.clock import Deadline
 from atoll_agent.errors import ApplicationError
-from atoll_agent.lifeline import Lifeline
 from atoll_agent.modules.mongoclient import Connection, Endpoint
 from atoll_agent.modules.mongoholder import (
     MongoHolder,
@@ -23,6 +23,7 @@ from atoll_agent.modules.mongoholder import (
     run_witness,
 )
 from atoll_agent.modules.tls import Tls
+from atoll_agent.outliving import OutlivingApplication
 from atoll_agent.secrets import password_of
 
 KIND = "mongodb"
@@ -32,30 +33,20 @@ _SOCKET = re.compile(r"/\S*/mongodb-(?P<port>\d+)\.sock\Z")
 _ARBITER = "it is an arbiter, which keeps no data"
 
 
-class MongoDb:
+class MongoDb(OutlivingApplication):
     """One server."""
 
-    kind = KIND
-
     def __init__(self, name: str, endpoint: Endpoint, entry: ApplicationConfig | None) -> None:
-        self._name = name
+        super().__init__(KIND, name)
         self._entry = entry
         self._bare = endpoint
         self._database = (entry.text("database") if entry else None) or "admin"
         self._witness = entry.text("witness") if entry else None
-        self._line: Lifeline | None = None
-
-    @property
-    def name(self) -> str:
-        return self._name
 
     def remark(self, deadline: Deadline) -> str:
         try:
-            connection = Connection(self._endpoint(), deadline)
-            try:
+            with closing(self._connect(deadline)) as connection:
                 locked = locked_now(connection, deadline)
-            finally:
-                connection.close()
         except ApplicationError as error:
             return f"cannot be held: {error}"
         if connection.hello.get("arbiterOnly"):
@@ -63,79 +54,21 @@ class MongoDb:
         already = "; it is locked by something else now" if locked else ""
         return f"held by fsyncLock{already}"
 
-    def recover(self, deadline: Deadline) -> None:
-        """Unlock what an agent and its dead-man's process, killed together, left locked."""
-        self._lifeline().recover(deadline)
-
     def prepare(self, deadline: Deadline) -> None:
         """A checkpoint while it serves, so that the one under the lock finds little to write."""
-        connection = Connection(self._endpoint(), deadline)
-        try:
+        with closing(self._connect(deadline)) as connection:
             connection.ask(deadline, "admin", {"fsync": 1})
-        finally:
-            connection.close()
-
-    def open(self, deadline: Deadline) -> list[int]:
-        self.close()
-        self._line = self._lifeline()
-        return self._line.open(deadline)
 
     def flush_again(self, deadline: Deadline) -> None:
         self.prepare(deadline)
-
-    def still_ready(self, deadline: Deadline) -> bool:
-        if self._line is None:
-            return False
-        try:
-            self._line.ask({"question": "ready"}, deadline)
-        except ApplicationError:
-            return False
-        return True
-
-    def hold(self, deadline: Deadline) -> HeldApplication:
-        started = boottime()
-        refusal = ""
-        answer: dict[str, Any] = {"position": "", "witness": None, "remarks": []}
-        line = self._line or self._lifeline()
-        try:
-            answer = line.hold({"witness": self._witness, "database": self._database}, deadline)
-        except ApplicationError as error:
-            refusal = str(error)
-            self.close()
-        return HeldApplication(
-            kind=KIND,
-            name=self.name,
-            held=not refusal,
-            position=answer["position"],
-            witness=answer["witness"],
-            flush_seconds=boottime() - started,
-            detail=refusal or "; ".join(answer["remarks"]),
-        )
-
-    def still_held(self, deadline: Deadline) -> str:
-        if self._line is None:
-            return ""
-        try:
-            self._line.ask({"question": "held"}, deadline)
-        except ApplicationError as error:
-            return f"{KIND} {self.name}: {error}"
-        return ""
-
-    def close(self) -> None:
-        if self._line is not None:
-            self._line.close()
-            self._line = None
 
     def testify(self, deadline: Deadline) -> Testimony:
         position, witness, answering = "", None, False
         detail = "what its start replayed is not known"
         try:
-            connection = Connection(self._endpoint(), deadline)
-            try:
+            with closing(self._connect(deadline)) as connection:
                 position, answering = read_position(connection, deadline), True
                 witness = run_witness(connection, self._database, self._witness, deadline)
-            finally:
-                connection.close()
         except ApplicationError as error:
             detail = str(error)
         return Testimony(
@@ -154,8 +87,14 @@ class MongoDb:
         secret = password_of(self._entry)
         return replace(self._bare, password=secret.reveal() if secret else None)
 
-    def _lifeline(self) -> Lifeline:
-        return Lifeline(KIND, self.name, self._endpoint().as_arguments())
+    def _connect(self, deadline: Deadline) -> Connection:
+        return Connection(self._endpoint(), deadline)
+
+    def _arguments(self) -> Mapping[str, Any]:
+        return self._endpoint().as_arguments()
+
+    def _order(self) -> Mapping[str, Any]:
+        return {"witness": self._witness, "database": self._database}
 
 
 def make_holder(arguments: Mapping[str, Any]) -> MongoHolder:

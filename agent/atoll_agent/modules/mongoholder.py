@@ -11,7 +11,8 @@ from typing import Any
 
 from atoll_agent.clock import Deadline
 from atoll_agent.errors import ApplicationError
-from atoll_agent.modules.mongoclient import CommandError, Connection, Endpoint, NobodyThereError
+from atoll_agent.modules.mongoclient import CommandError, Connection, Endpoint
+from atoll_agent.modules.serversocket import NobodyThereError
 
 NOT_LOCKED = 20
 """IllegalOperation: there is nothing to unlock (mongo/base/error_codes)."""

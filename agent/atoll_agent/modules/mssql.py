@@ -20,6 +20,7 @@ Not run against the product; docs/operations/applications.md.
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,13 @@ from atoll_agent.clock import Deadline, boottime
 from atoll_agent.errors import ApplicationError
 from atoll_agent.modules.suspending import (
     Findings,
-    Product,
     ProductHolder,
     RefusedError,
     SuspendedApplication,
     Suspension,
     usable_witness,
 )
+from atoll_agent.modules.twosessions import TwoSessions
 from atoll_agent.secrets import PASSWORD_KEY, read_secret
 from atoll_agent.servers import server_processes
 from atoll_agent.session import Session
@@ -91,47 +92,41 @@ class _Suspended:
     frozen: bool
 
 
-class SqlServer(Product):
+class SqlServer(TwoSessions):
     """One server."""
 
     kind = KIND
     how = "suspending all user databases for a snapshot backup"
 
     def __init__(self, server: Server) -> None:
+        super().__init__(server.witness)
         self._server = server
-        self._control: Session | None = None
-        self._other: Session | None = None
         self._databases: tuple[str, ...] = ()
         self._since = 0.0
         self._resumed = False
 
     def connect(self, deadline: Deadline) -> None:
-        self._control = self._session(deadline)
-        self._other = self._session(deadline)
-        version = self._control.ask(_VERSION, deadline).strip()
+        super().connect(deadline)
+        version = self.control.ask(_VERSION, deadline).strip()
         if not version.isdigit() or int(version) < FIRST_VERSION:
             raise RefusedError(
                 f"its version is {version or 'unknown'}; suspending for a snapshot needs SQL "
                 f"Server 2022 ({FIRST_VERSION})"
             )
-        self._databases = _names(self._control, deadline)
+        self._databases = _names(self.control, deadline)
 
     def flush(self, deadline: Deadline) -> None:
         """A checkpoint in each database, so that few pages are written while writers wait."""
-        if self._control is None:
-            self._control = self._session(deadline)
-        for name in _names(self._control, deadline):
-            self._control.ask(f"USE {_quoted(name)}; CHECKPOINT; USE master", deadline)
+        control = self.lone(deadline)
+        for name in _names(control, deadline):
+            control.ask(f"USE {_quoted(name)}; CHECKPOINT; USE master", deadline)
 
     def check(self, deadline: Deadline) -> None:
-        assert self._control is not None
-        assert self._other is not None
-        self._other.ask("SELECT 1", deadline)
-        self._databases = _names(self._control, deadline)
+        self.other.ask("SELECT 1", deadline)
+        self._databases = _names(self.control, deadline)
 
     def suspend(self, deadline: Deadline) -> Suspension:
-        control = self._control
-        assert control is not None
+        control = self.control
         if others := _suspended(control, deadline):
             raise RefusedError(
                 f"{others[0].name} is suspended already: another snapshot backup is running"
@@ -148,14 +143,8 @@ class SqlServer(Product):
         position = ", ".join(control.ask(_POSITIONS, deadline).split("\n"))
         return Suspension(position.strip()[:_MAX_POSITION])
 
-    def ask_witness(self, deadline: Deadline) -> str | None:
-        if self._server.witness is None or self._other is None:
-            return None
-        return self._witness(self._other, deadline)
-
     def conclude(self, taken: bool | None, deadline: Deadline) -> str:
-        control = self._control
-        assert control is not None
+        control = self.control
         if not self._databases:
             return ""
         held = boottime() - self._since
@@ -174,33 +163,24 @@ class SqlServer(Product):
     def resume(self, deadline: Deadline) -> None:
         if self._resumed:
             return
-        session = self._session(deadline)
-        try:
+        with closing(self._session(deadline)) as session:
             if _suspended(session, deadline):
                 session.ask(_RESUME, deadline)
             if left := _suspended(session, deadline):
                 raise ApplicationError(f"{left[0].name} is still suspended")
-        finally:
-            session.close()
         self._resumed = True
 
     def look(self, deadline: Deadline) -> Findings:
-        self._control = control = self._session(deadline)
+        control = self.lone(deadline)
         if missing := control.ask(_NOT_ONLINE, deadline).strip():
             raise ApplicationError(f"the server answers, but {', '.join(missing.split(chr(10)))}")
-        witness = self._witness(control, deadline) if self._server.witness else None
+        witness = self.witness_of(control, deadline)
         pages = control.ask(_SUSPECT_PAGES, deadline).strip()
         return Findings(
             position=", ".join(control.ask(_POSITIONS, deadline).split("\n"))[:_MAX_POSITION],
             witness=witness,
             remark="" if pages == "0" else f"msdb lists {pages} suspect pages",
         )
-
-    def disconnect(self) -> None:
-        for session in (self._control, self._other):
-            if session is not None:
-                session.close()
-        self._control = self._other = None
 
     def _record(self, directory: str, session: Session, deadline: Deadline) -> None:
         """Write the metadata file, which ends the suspension. The hold was good without it."""
@@ -214,11 +194,11 @@ class SqlServer(Product):
             # Everything is thawed: a line in the journal is where its admin looks.
             sys.stderr.write(f"atoll-agent: {KIND} {self._server.name}: {path}: {error}\n")
 
-    def _session(self, deadline: Deadline) -> Session:
+    def _client(self) -> Session:
         server = self._server
         # -x: no variables; -X1: no commands that run programs; -r0: errors, and not what is only
         # said (a change of database is), to standard error.
-        argv = [_client(), "-S", server.address, "-x", "-X1", "-r0", "-h", "-1", "-W"]
+        argv = [_sqlcmd(), "-S", server.address, "-x", "-X1", "-r0", "-h", "-1", "-W"]
         argv += ["-w", "65535", "-C"]
         environment = {}
         if server.user:
@@ -229,27 +209,23 @@ class SqlServer(Product):
                 environment["SQLCMDPASSWORD"] = secret.reveal()
         else:
             argv.append("-E")
-        session = Session(
+        return Session(
             argv,
             lambda marker: f"GO\nSELECT '{marker}'\nGO",
             environment,
             server.owner,
             terminator="",
         )
-        try:
-            session.ask(_FORMAT, deadline)
-        except ApplicationError:
-            session.close()
-            raise
-        return session
 
-    def _witness(self, session: Session, deadline: Deadline) -> str:
-        assert self._server.witness is not None
-        witness = usable_witness(self._server.witness)
+    def _greeting(self) -> str:
+        return _FORMAT
+
+    def _answer(self, witness: str, session: Session, deadline: Deadline) -> str:
+        query = usable_witness(witness)
         database = _quoted(self._server.database or "master")
         milliseconds = max(1, int(deadline.remaining * 800))
         session.ask(f"USE {database}; SET LOCK_TIMEOUT {milliseconds}", deadline)
-        return session.ask(witness, deadline).strip()
+        return session.ask(query, deadline).strip()
 
 
 def _names(session: Session, deadline: Deadline) -> tuple[str, ...]:
@@ -275,7 +251,7 @@ def _text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def _client() -> str:
+def _sqlcmd() -> str:
     found = [f"{folder}/sqlcmd" for folder in _CLIENTS if Path(folder, "sqlcmd").exists()]
     return found[0] if found else "sqlcmd"
 

@@ -23,6 +23,7 @@ Not run against the product; docs/operations/applications.md.
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,13 @@ from atoll_agent.errors import ApplicationError
 from atoll_agent.modules.oraclelog import judge_alert_log
 from atoll_agent.modules.suspending import (
     Findings,
-    Product,
     ProductHolder,
     RefusedError,
     SuspendedApplication,
     Suspension,
     usable_witness,
 )
+from atoll_agent.modules.twosessions import TwoSessions
 from atoll_agent.mounts import FREEZABLE, mount_holding, read_mounts
 from atoll_agent.owners import owner_of
 from atoll_agent.servers import Process, server_processes
@@ -91,22 +92,20 @@ class _Facts:
     started: str
 
 
-class Oracle(Product):
+class Oracle(TwoSessions):
     """One instance."""
 
     kind = KIND
     how = "a checkpoint before a snapshot of all its files, or backup mode"
 
     def __init__(self, instance: Instance) -> None:
+        super().__init__(instance.witness)
         self._instance = instance
-        self._control: Session | None = None
-        self._other: Session | None = None
         self._facts: _Facts | None = None
         self._in_backup = ""
 
     def connect(self, deadline: Deadline) -> None:
-        self._control = self._session(deadline)
-        self._other = self._session(deadline)
+        super().connect(deadline)
         self.check(deadline)
 
     def flush(self, deadline: Deadline) -> None:
@@ -114,28 +113,22 @@ class Oracle(Product):
 
         The archived logs up to here are then files of the snapshot.
         """
-        if self._control is not None:
-            self._control.ask("ALTER SYSTEM CHECKPOINT", deadline)
-            return
-        self._control = self._session(deadline)
-        if _read_facts(self._control, deadline).archiving:
-            self._control.ask("ALTER SYSTEM ARCHIVE LOG CURRENT", deadline)
-        self._control.ask("ALTER SYSTEM CHECKPOINT", deadline)
+        first = self._control is None
+        control = self.lone(deadline)
+        if first and _read_facts(control, deadline).archiving:
+            control.ask("ALTER SYSTEM ARCHIVE LOG CURRENT", deadline)
+        control.ask("ALTER SYSTEM CHECKPOINT", deadline)
 
     def check(self, deadline: Deadline) -> None:
-        assert self._control is not None
-        assert self._other is not None
-        self._control.ask("SELECT 1 FROM dual", deadline)
-        facts = _read_facts(self._other, deadline)
-        files = self._other.ask(_FILES, deadline).split("\n")
+        self.control.ask("SELECT 1 FROM dual", deadline)
+        facts = _read_facts(self.other, deadline)
+        files = self.other.ask(_FILES, deadline).split("\n")
         if refusal := self._refusal(facts, [name.strip() for name in files if name.strip()]):
             raise RefusedError(refusal)
         self._facts = facts
 
     def suspend(self, deadline: Deadline) -> Suspension:
-        control, other = self._control, self._other
-        assert control is not None
-        assert other is not None
+        control, other = self.control, self.other
         if self._instance.method != BACKUP_MODE:
             remark = "writers wait from the freeze of the file systems on, not from the witness on"
             try:
@@ -153,35 +146,26 @@ class Oracle(Product):
             "in backup mode: a restored database opens after ALTER DATABASE END BACKUP",
         )
 
-    def ask_witness(self, deadline: Deadline) -> str | None:
-        if self._instance.witness is None or self._other is None:
-            return None
-        return self._witness(self._other, deadline)
-
     def conclude(self, taken: bool | None, deadline: Deadline) -> str:
-        assert self._other is not None
         assert self._facts is not None
-        if _read_facts(self._other, deadline).started != self._facts.started:
+        if _read_facts(self.other, deadline).started != self._facts.started:
             return "the instance was restarted"
         if self._instance.method != BACKUP_MODE:
             return ""
         # The same files since the same change: ended and begun again, it would be another one.
-        if _in_backup(self._other, deadline) != self._in_backup:
+        if _in_backup(self.other, deadline) != self._in_backup:
             return "backup mode was ended by somebody else"
         return ""
 
     def resume(self, deadline: Deadline) -> None:
         if self._instance.method != BACKUP_MODE:
             return
-        session = self._session(deadline)
-        try:
+        with closing(self._session(deadline)) as session:
             if _in_backup(session, deadline) != _NONE_IN_BACKUP:
                 session.ask("ALTER DATABASE END BACKUP", deadline)
-        finally:
-            session.close()
 
     def look(self, deadline: Deadline) -> Findings:
-        self._control = control = self._session(deadline)
+        control = self.lone(deadline)
         facts = _read_facts(control, deadline)
         if not facts.open_mode.startswith("READ"):
             if _in_backup(control, deadline) != _NONE_IN_BACKUP:
@@ -190,7 +174,7 @@ class Oracle(Product):
                     "then ALTER DATABASE OPEN"
                 )
             raise ApplicationError(f"it is {facts.open_mode.lower()} and not open")
-        witness = self._witness(control, deadline) if self._instance.witness else None
+        witness = self.witness_of(control, deadline)
         trace = control.ask(_ALERT_LOG, deadline).strip()
         recovery = judge_alert_log(Path(trace) / f"alert_{self._instance.sid}.log")
         return Findings(
@@ -201,15 +185,9 @@ class Oracle(Product):
             remark="" if recovery else "the alert log was not found",
         )
 
-    def disconnect(self) -> None:
-        for session in (self._control, self._other):
-            if session is not None:
-                session.close()
-        self._control = self._other = None
-
-    def _session(self, deadline: Deadline) -> Session:
+    def _client(self) -> Session:
         instance = self._instance
-        session = Session(
+        return Session(
             [f"{instance.home}/bin/sqlplus", "-S", "-L", "/", "as", "sysdba"],
             lambda marker: f"PROMPT {marker}",
             {
@@ -222,21 +200,17 @@ class Oracle(Product):
             instance.owner,
             refusal=_REFUSAL,
         )
-        try:
-            session.ask(_FORMAT, deadline)
-        except ApplicationError:
-            session.close()
-            raise
-        return session
 
-    def _witness(self, session: Session, deadline: Deadline) -> str:
-        assert self._instance.witness is not None
-        witness = usable_witness(self._instance.witness)
+    def _greeting(self) -> str:
+        return _FORMAT
+
+    def _answer(self, witness: str, session: Session, deadline: Deadline) -> str:
+        query = usable_witness(witness)
         container = self._instance.container
         if container:
             session.ask(f"ALTER SESSION SET CONTAINER = {container}", deadline)
         try:
-            return session.ask(witness, deadline).strip()
+            return session.ask(query, deadline).strip()
         finally:
             if container:
                 session.ask("ALTER SESSION SET CONTAINER = CDB$ROOT", deadline)

@@ -7,6 +7,7 @@ writes wait at their first statement. Reads go on.
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,11 +125,8 @@ class PostgreSql:
 
     def remark(self, deadline: Deadline) -> str:
         try:
-            session = self._session("postgres")
-            try:
+            with closing(self._session("postgres")) as session:
                 facts = _read_facts(session, deadline)
-            finally:
-                session.close()
         except ApplicationError as error:
             return f"cannot be held: {error}"
         if facts.in_recovery:
@@ -140,11 +138,8 @@ class PostgreSql:
 
     def prepare(self, deadline: Deadline) -> None:
         """Checkpoint, so that the one under the hold finds little to write."""
-        session = self._session("postgres")
-        try:
+        with closing(self._session("postgres")) as session:
             session.ask("CHECKPOINT", deadline)
-        finally:
-            session.close()
 
     def open(self, deadline: Deadline) -> list[int]:
         self.close()
@@ -234,15 +229,12 @@ class PostgreSql:
         replay = judge_log(log) if log is not None else None
         position, witness, answering, detail = "", None, False, ""
         try:
-            session = self._session(self._cluster.database)
-            try:
+            with closing(self._session(self._cluster.database)) as session:
                 position = session.ask(_POSITION, deadline)
                 answering = True
                 if self._cluster.witness:
                     session.ask("SET default_transaction_read_only = on", deadline)
                     witness = session.ask(self._cluster.witness, deadline)[:_MAX_WITNESS]
-            finally:
-                session.close()
         except ApplicationError as error:
             detail = str(error)
         if log is None:

@@ -9,19 +9,20 @@ its end: `redisholder`.
 import re
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from atoll_agent.application import ApplicationConfig, HeldApplication, Testimony
-from atoll_agent.clock import Deadline, boottime
+from atoll_agent.application import ApplicationConfig, Testimony
+from atoll_agent.clock import Deadline
 from atoll_agent.errors import ApplicationError
-from atoll_agent.lifeline import Lifeline
 from atoll_agent.modules.redisholder import RedisHolder, check_version, run_witness
 from atoll_agent.modules.redisstate import State, read_state, saves_by_itself
-from atoll_agent.modules.resp import Connection, Endpoint, RefusedError
+from atoll_agent.modules.resp import Connection, RefusedError
+from atoll_agent.modules.serversocket import Endpoint
 from atoll_agent.modules.tls import Tls
+from atoll_agent.outliving import OutlivingApplication
 from atoll_agent.secrets import password_of
 from atoll_agent.serverlog import log_since_start
 
@@ -39,34 +40,24 @@ _MAX_LOG_BYTES = 1 << 20
 _MAX_SAVE_SECONDS = 300.0
 
 
-class Redis:
+class Redis(OutlivingApplication):
     """One server."""
-
-    kind = KIND
 
     def __init__(
         self, name: str, endpoint: Endpoint, entry: ApplicationConfig | None, pid: int = 0
     ) -> None:
-        self._name = name
+        super().__init__(KIND, name)
         self._entry = entry
         self._bare = endpoint
         self._pid = pid
         self._witness = entry.text("witness") if entry else None
-        self._line: Lifeline | None = None
-
-    @property
-    def name(self) -> str:
-        return self._name
 
     def remark(self, deadline: Deadline) -> str:
         try:
-            connection = self._connect(deadline)
-            try:
+            with closing(self._connect(deadline)) as connection:
                 state = read_state(connection, deadline)
                 check_version(state)
                 saves = saves_by_itself(connection, deadline)
-            finally:
-                connection.close()
         except ApplicationError as error:
             return f"cannot be held: {error}"
         if state.appending:
@@ -75,78 +66,22 @@ class Redis:
             return "held by a pause of writes; it keeps nothing on disk, so a restore has no data"
         return "held by a pause of writes while it saves its memory: no append-only file"
 
-    def recover(self, deadline: Deadline) -> None:
-        """End a pause that an agent and its dead-man's process, killed together, left."""
-        self._lifeline().recover(deadline)
-
     def prepare(self, deadline: Deadline) -> None:
         """Save a server without append-only file, so that it is known how long that takes."""
-        connection = self._connect(deadline)
-        try:
+        with closing(self._connect(deadline)) as connection:
             state = read_state(connection, deadline)
             if not state.appending and state.changes and saves_by_itself(connection, deadline):
                 _save(connection, state, deadline.within(_MAX_SAVE_SECONDS))
-        finally:
-            connection.close()
-
-    def open(self, deadline: Deadline) -> list[int]:
-        self.close()
-        self._line = self._lifeline()
-        return self._line.open(deadline)
 
     def flush_again(self, deadline: Deadline) -> None:
         """Nothing: saving once more would take as long again, and an append-only file needs none."""
-
-    def still_ready(self, deadline: Deadline) -> bool:
-        if self._line is None:
-            return False
-        try:
-            self._line.ask({"question": "ready"}, deadline)
-        except ApplicationError:
-            return False
-        return True
-
-    def hold(self, deadline: Deadline) -> HeldApplication:
-        started = boottime()
-        refusal = ""
-        answer: dict[str, Any] = {"position": "", "witness": None, "remarks": []}
-        line = self._line or self._lifeline()
-        try:
-            answer = line.hold({"witness": self._witness}, deadline)
-        except ApplicationError as error:
-            refusal = str(error)
-            self.close()
-        return HeldApplication(
-            kind=KIND,
-            name=self.name,
-            held=not refusal,
-            position=answer["position"],
-            witness=answer["witness"],
-            flush_seconds=boottime() - started,
-            detail=refusal or "; ".join(answer["remarks"]),
-        )
-
-    def still_held(self, deadline: Deadline) -> str:
-        if self._line is None:
-            return ""
-        try:
-            self._line.ask({"question": "held"}, deadline)
-        except ApplicationError as error:
-            return f"{KIND} {self.name}: {error}"
-        return ""
-
-    def close(self) -> None:
-        if self._line is not None:
-            self._line.close()
-            self._line = None
 
     def testify(self, deadline: Deadline) -> Testimony:
         position, witness, answering, detail = "", None, False, ""
         log: str | None = None
         replayed: int | None = None
         try:
-            connection = self._connect(deadline)
-            try:
+            with closing(self._connect(deadline)) as connection:
                 log = self._log(connection, deadline)
                 state = _await_loaded(connection, deadline)
                 position, answering = state.position, True
@@ -154,8 +89,6 @@ class Redis:
                 replayed = None if state.appending else 0
                 if self._witness:
                     witness = run_witness(connection, self._witness, deadline)
-            finally:
-                connection.close()
         except ApplicationError as error:
             detail = str(error)
         if log is None:
@@ -179,8 +112,11 @@ class Redis:
     def _connect(self, deadline: Deadline) -> Connection:
         return Connection(self._endpoint(), deadline)
 
-    def _lifeline(self) -> Lifeline:
-        return Lifeline(KIND, self.name, self._endpoint().as_arguments())
+    def _arguments(self) -> Mapping[str, Any]:
+        return self._endpoint().as_arguments()
+
+    def _order(self) -> Mapping[str, Any]:
+        return {"witness": self._witness}
 
     def _log(self, connection: Connection, deadline: Deadline) -> str | None:
         """Since the last start, from the server's own file or wherever its output leads."""
@@ -278,7 +214,7 @@ def _listening(match: re.Match[str]) -> Endpoint:
     host = match["host"].strip("[]")
     if host in _EVERYWHERE:
         return Endpoint(None, int(match["port"]))
-    return Endpoint(None, int(match["port"]), host)
+    return Endpoint(None, int(match["port"]), host=host)
 
 
 def _save(connection: Connection, state: State, deadline: Deadline) -> None:

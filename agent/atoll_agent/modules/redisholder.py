@@ -20,7 +20,8 @@ from atoll_agent.modules.redisstate import (
     read_state,
     saves_by_itself,
 )
-from atoll_agent.modules.resp import Connection, Endpoint, NobodyThereError, RefusedError
+from atoll_agent.modules.resp import Connection, RefusedError
+from atoll_agent.modules.serversocket import Endpoint, NobodyThereError
 
 # A key that nobody has: removing it writes nothing, but a paused server does not even try.
 _CANARY = ("UNLINK", "atoll:canary")

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from atoll_agent.application import HeldApplication, Testimony
-from atoll_agent.clock import Deadline, boottime
+from atoll_agent.application import Testimony
+from atoll_agent.clock import Deadline
 from atoll_agent.errors import ApplicationError
-from atoll_agent.lifeline import RECORDS, Lifeline
+from atoll_agent.lifeline import RECORDS
+from atoll_agent.outliving import OutlivingApplication
 
 # Of the time to hold, what suspending may use: the rest is for resuming when it fails.
 _SUSPEND_SHARE = 0.7
@@ -138,23 +139,23 @@ class ProductHolder:
             except RefusedError:
                 self._untouched = True
                 raise
-        witness, remark = None, suspension.remark
+        witness, remarks = None, [suspension.remark]
         try:
             limit = deadline.within(deadline.remaining * _WITNESS_SHARE)
             witness = self._product.ask_witness(limit)
         except ApplicationError as error:
-            remark = "; ".join(filter(None, [remark, f"the witness did not answer: {error}"]))
+            remarks.append(f"the witness did not answer: {error}")
         return {
             "position": suspension.position,
             "witness": None if witness is None else witness[:_MAX_WITNESS],
-            "remark": remark,
+            "remarks": [each for each in remarks if each],
         }
 
     def ask(self, arguments: Mapping[str, Any], deadline: Deadline) -> Mapping[str, Any]:
         question = arguments["question"]
         if question == "flush":
             self._product.flush(deadline)
-        elif question == "check":
+        elif question == "ready":
             self._product.check(deadline)
         else:
             return {"broken": self._product.conclude(arguments["taken"], deadline)}
@@ -166,29 +167,16 @@ class ProductHolder:
         self._product.disconnect()
 
 
-class SuspendedApplication:
+class SuspendedApplication(OutlivingApplication):
     """The agent's side of a product: see `application.Application`."""
 
     def __init__(
-        self,
-        name: str,
-        product: Product,
-        arguments: Mapping[str, Any],
-        records: Path = RECORDS,
+        self, name: str, product: Product, arguments: Mapping[str, Any], records: Path = RECORDS
     ) -> None:
-        self._name = name
+        super().__init__(product.kind, name, records)
         self._product = product
-        self._line = Lifeline(product.kind, name, arguments, records)
-        self._held = False
+        self._given = arguments
         self._taken: bool | None = None
-
-    @property
-    def kind(self) -> str:
-        return self._product.kind
-
-    @property
-    def name(self) -> str:
-        return self._name
 
     def remark(self, deadline: Deadline) -> str:
         try:
@@ -200,10 +188,6 @@ class SuspendedApplication:
             self._product.disconnect()
         return f"held by {self._product.how}; not run against the product"
 
-    def recover(self, deadline: Deadline) -> None:
-        """Resume a server that an agent and its dead-man's process left suspended."""
-        self._line.recover(deadline)
-
     def prepare(self, deadline: Deadline) -> None:
         """Flush on connections of its own."""
         try:
@@ -212,55 +196,25 @@ class SuspendedApplication:
             self._product.disconnect()
 
     def open(self, deadline: Deadline) -> list[int]:
-        self._held, self._taken = False, None
-        return self._line.open(deadline)
+        self._taken = None
+        return super().open(deadline)
 
     def flush_again(self, deadline: Deadline) -> None:
-        self._line.ask({"question": "flush"}, deadline)
-
-    def still_ready(self, deadline: Deadline) -> bool:
-        try:
-            self._line.ask({"question": "check"}, deadline)
-        except ApplicationError:
-            return False
-        return True
-
-    def hold(self, deadline: Deadline) -> HeldApplication:
-        started = boottime()
-        answer: Mapping[str, Any] = {"position": "", "witness": None}
-        try:
-            answer = self._line.hold({}, deadline)
-            self._held, detail = True, answer["remark"]
-        except ApplicationError as error:
-            # By now it is being released, and the file systems wait for their turn.
-            detail = str(error)
-        return HeldApplication(
-            kind=self.kind,
-            name=self.name,
-            held=self._held,
-            position=answer["position"],
-            witness=answer["witness"],
-            flush_seconds=boottime() - started,
-            detail=detail,
-        )
+        self._ask({"question": "flush"}, deadline)
 
     def note_snapshot(self, taken: bool) -> None:
         """Hear from the director whether a snapshot was taken, before `still_held` is asked."""
         self._taken = taken
 
     def still_held(self, deadline: Deadline) -> str:
-        if not self._held:
+        if self._line is None:
             return ""
         try:
-            answer = self._line.ask({"question": "conclude", "taken": self._taken}, deadline)
+            answer = self._ask({"question": "conclude", "taken": self._taken}, deadline)
         except ApplicationError as error:
             return f"{self.kind} {self.name} is not known to have been held throughout: {error}"
         broken = str(answer["broken"])
         return f"{self.kind} {self.name}: {broken}" if broken else ""
-
-    def close(self) -> None:
-        self._held = False
-        self._line.close()
 
     def testify(self, deadline: Deadline) -> Testimony:
         answering, found, detail = False, Findings(""), ""
@@ -281,6 +235,9 @@ class SuspendedApplication:
             position=found.position,
             detail=detail,
         )
+
+    def _arguments(self) -> Mapping[str, Any]:
+        return self._given
 
 
 def usable_witness(witness: str) -> str:

@@ -6,6 +6,7 @@ from atoll.model.errors import UnsupportedFormatError
 
 _SECTOR = 512
 _HEADS, _SECTORS = 255, 63
+_KINDS = (["VMFS"], ["VMFSSPARSE"], ["SESPARSE"])
 
 
 def descriptor_text(flat: str, size_bytes: int, thin: bool) -> bytes:
@@ -42,13 +43,19 @@ def descriptor_text(flat: str, size_bytes: int, thin: bool) -> bytes:
     return "\n".join(lines).encode()
 
 
+def is_data(name: str) -> bool:
+    """Whether a file is a disk's data or a delta, and no descriptor."""
+    return name.endswith(("-flat.vmdk", "-delta.vmdk", "-sesparse.vmdk"))
+
+
 def flat_name(text: bytes, path: str) -> str:
-    """The one flat file a descriptor names."""
+    """The one file of data, flat or a delta, that a descriptor names."""
     for line in text.decode("utf-8", "replace").splitlines():
         parts = line.split('"')
-        if line.startswith("RW ") and " VMFS " in line and len(parts) == 3:
+        kind = parts[0].split()[2:]
+        if line.startswith("RW ") and kind in _KINDS and len(parts) == 3:
             return parts[1]
-    raise UnsupportedFormatError(f"{path} is not the descriptor of a flat VMFS disk; check it.")
+    raise UnsupportedFormatError(f"{path} is not the descriptor of a VMFS disk; check it.")
 
 
 def resized(text: bytes, size_bytes: int) -> bytes:

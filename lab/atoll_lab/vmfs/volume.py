@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, Self
 
 from atoll_lab.vmfs.allocation import Pool, Run, runs_of
 from atoll_lab.vmfs.block_maps import BlockMaps
-from atoll_lab.vmfs.descriptor import descriptor_text, flat_name, resized
+from atoll_lab.vmfs.descriptor import descriptor_text, flat_name, is_data, resized
 from atoll_lab.vmfs.device import Device, data_ranges
 from atoll_lab.vmfs.directories import EMPTY_BYTES, Directory, Entry, empty_directory
 from atoll_lab.vmfs.files import FileTable
@@ -356,7 +356,7 @@ class Volume:
     def _flat_entry(self, parent: Directory, path: str) -> Entry | None:
         """The data of the disk whose descriptor is at `path`; None when that is none."""
         name = PurePosixPath(path).name
-        if not name.endswith(".vmdk") or name.endswith("-flat.vmdk"):
+        if not name.endswith(".vmdk") or is_data(name):
             return None
         return parent.find(flat_name(self.read_file(path), path))
 

@@ -162,10 +162,12 @@ class DiskMap:
             )
         )
 
-    def rearranged(self, size_bytes: int, pieces: Sequence[tuple[int, int, int]]) -> "DiskMap":
+    def rearranged(
+        self, size_bytes: int, pieces: Sequence[tuple[int, int, int]] | Int64Array
+    ) -> "DiskMap":
         """The map of a disk made of pieces of this one, as a partition or logical volume is.
 
-        Pieces are (offset in the new disk, length, offset in this one), ordered
+        Pieces (or the rows of an array) are (offset in the new disk, length, offset in this one), ordered
         by the first and not overlapping there; ValueError if one leaves this disk.
         """
         table = np.array(pieces, dtype=np.int64).reshape(-1, 3)

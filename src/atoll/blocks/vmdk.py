@@ -1,9 +1,11 @@
-"""The text descriptor of a virtual disk: which flat files it is made of.
+"""The text descriptor of a virtual disk: which files it is made of, and what lies below them.
 
-Format: VMware, "Virtual Disk Format 5.0", section "The Descriptor File".
+Format: VMware, "Virtual Disk Format 5.0", section "The Descriptor File". Of the
+kinds of extents that page leaves out, `SESPARSE` is named in QEMU's block/vmdk.c.
 """
 
 import re
+from enum import Enum
 from typing import NamedTuple
 
 from atoll.model.errors import UnsupportedFormatError
@@ -16,78 +18,145 @@ _EXTENT = re.compile(
     r"(?P<access>RW|RDONLY|NOACCESS) +(?P<sectors>\d{1,19}) +(?P<kind>[A-Z0-9]+)"
     r'(?: +"(?P<file>[^"]*)")?(?: +(?P<offset>\d{1,19}))?\s*'
 )
-_FLAT = ("VMFS", "FLAT")
-_NO_PARENT = "ffffffff"
-_REFUSED = {
-    "VMFSSPARSE": "a snapshot's redo log",
-    "SESPARSE": "a snapshot's redo log",
-    "SPARSE": "a sparse disk of hosted products",
-    "VMFSRDM": "a raw device mapping",
-    "VMFSRAW": "a raw device mapping",
+_CONTENT_ID = re.compile(r"[0-9a-fA-F]{1,8}")
+_NO_PARENT = 0xFFFFFFFF
+
+
+class ExtentKind(Enum):
+    """How an extent keeps its part of the disk."""
+
+    FLAT = "flat"
+    ZERO = "zero"
+    COWD = "vmfsSparse"
+    SESPARSE = "seSparse"
+    RAW = "raw"
+
+    @property
+    def sparse(self) -> bool:
+        """Whether it holds some of its part only, and the disk below the rest."""
+        return self in (ExtentKind.COWD, ExtentKind.SESPARSE)
+
+
+_KINDS = {
+    "VMFS": ExtentKind.FLAT,
+    "FLAT": ExtentKind.FLAT,
+    "ZERO": ExtentKind.ZERO,
+    "VMFSSPARSE": ExtentKind.COWD,
+    "SESPARSE": ExtentKind.SESPARSE,
+    "VMFSRDM": ExtentKind.RAW,
+    "VMFSRAW": ExtentKind.RAW,
 }
+_REFUSED = {"SPARSE": "a sparse disk of hosted products"}
 
 
-class FlatExtent(NamedTuple):
-    """`length` bytes of a disk, in `file` from `file_offset`; zeros when `file` is empty."""
+class FileExtent(NamedTuple):
+    """`length` bytes of a disk, kept in `file` from `file_offset`; a zero extent has no file."""
 
     file: str
     length: int
     file_offset: int
+    kind: ExtentKind = ExtentKind.FLAT
 
 
-def parse_descriptor(text: bytes, path: str) -> list[FlatExtent]:
-    """The flat extents of a disk in order.
+class Parent(NamedTuple):
+    """The disk below a delta: `hint` is where its descriptor lies, `content_id` what it must say."""
 
-    Raises UnsupportedFormatError for what is no descriptor, for snapshots
-    (deltas), raw device mappings and other kinds of disk.
+    hint: str
+    content_id: int
+
+
+class Descriptor(NamedTuple):
+    """A disk's extents in order, its content id where it says one, and the disk below it."""
+
+    extents: tuple[FileExtent, ...]
+    content_id: int | None
+    parent: Parent | None
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the disk."""
+        return sum(extent.length for extent in self.extents)
+
+
+def parse_descriptor(text: bytes, path: str) -> Descriptor:
+    """What a descriptor says; UnsupportedFormatError for what is none, and for other kinds of disk.
+
+    A delta (a disk with one below it) must be made of sparse extents only.
     """
     if not text.lstrip().startswith(b"# Disk DescriptorFile"):
         raise UnsupportedFormatError(
             f"{path} is not a VMDK descriptor; name the small .vmdk file, not its -flat.vmdk."
         )
-    extents: list[FlatExtent] = []
+    extents: list[FileExtent] = []
+    words: dict[str, str] = {}
     for raw in text.decode("utf-8", "replace").splitlines():
         line = raw.strip()
-        key, equals, value = line.partition("=")
-        if equals and key.strip() == "parentCID" and value.strip().lower() != _NO_PARENT:
-            raise UnsupportedFormatError(
-                f"{path} is a snapshot on top of another disk, which is not read directly; "
-                "use the base disk below it, or consolidate the VM's snapshots."
-            )
         if line.startswith(("RW ", "RDONLY ", "NOACCESS ")):
             extents.append(_extent(line, path))
+            continue
+        key, equals, value = (part.strip() for part in line.partition("="))
+        if equals and words.setdefault(key, value.strip('"')) != value.strip('"'):
+            raise _odd(path, f"says {key} twice")
     if not extents or len(extents) > _MAX_EXTENTS:
+        raise _odd(path, f"describes a disk of {len(extents)} extents, which cannot be right")
+    parent = _parent(words, path)
+    kinds = {extent.kind for extent in extents}
+    if parent is not None and not all(kind.sparse for kind in kinds):
+        raise _odd(path, "lies on another disk, yet is no delta of a kind that Atoll knows")
+    if ExtentKind.RAW in kinds and len(extents) > 1:
+        raise _odd(path, "is a raw device mapping of several parts")
+    return Descriptor(tuple(extents), _content_id(words, "CID", path), parent)
+
+
+def _parent(words: dict[str, str], path: str) -> Parent | None:
+    content_id = _content_id(words, "parentCID", path)
+    if content_id is None or content_id == _NO_PARENT:
+        return None
+    hint = words.get("parentFileNameHint", "")
+    if not hint or "\0" in hint:
+        raise _odd(path, "is a delta that does not say which disk it lies on")
+    if words.get("isNativeSnapshot", "no").lower() == "yes":
         raise UnsupportedFormatError(
-            f"{path} describes a disk of {len(extents)} extents, which cannot be right; "
-            "check the descriptor on the datastore."
+            f"{path} is a snapshot that the storage keeps by itself (native), which is not read; "
+            "remove the VM's VMware snapshots and run again."
         )
-    return extents
+    return Parent(hint, content_id)
 
 
-def _extent(line: str, path: str) -> FlatExtent:
+def _content_id(words: dict[str, str], key: str, path: str) -> int | None:
+    value = words.get(key)
+    if value is None:
+        return None
+    if _CONTENT_ID.fullmatch(value) is None:
+        raise _odd(path, f"has a {key} that cannot be read")
+    return int(value, 16)
+
+
+def _extent(line: str, path: str) -> FileExtent:
     match = _EXTENT.fullmatch(line)
     if match is None:
-        raise UnsupportedFormatError(
-            f"{path} has an extent line that cannot be read; check the descriptor on the datastore."
-        )
-    kind, file = match["kind"], match["file"] or ""
+        raise _odd(path, "has an extent line that cannot be read")
+    kind, file = _KINDS.get(match["kind"]), match["file"] or ""
     sectors, offset = int(match["sectors"]), int(match["offset"] or 0)
-    if kind not in (*_FLAT, "ZERO"):
-        what = _REFUSED.get(kind, f"of type {kind}")
+    if kind is None:
+        what = _REFUSED.get(match["kind"], f"of type {match['kind']}")
         raise UnsupportedFormatError(
-            f"{path} is {what}, and only flat VMFS disks are read; "
+            f"{path} is {what}, and only disks of VMFS and their deltas are read; "
             "convert the disk, or exclude it from the job."
         )
     if not 0 < sectors <= _MAX_SECTORS or offset > _MAX_SECTORS:
-        raise UnsupportedFormatError(
-            f"{path} claims an extent of {sectors} sectors, which cannot be right; "
-            "check the descriptor on the datastore."
-        )
-    if kind == "ZERO":
-        return FlatExtent("", sectors * _SECTOR, 0)
+        raise _odd(path, f"claims an extent of {sectors} sectors, which cannot be right")
+    if kind is ExtentKind.ZERO:
+        return FileExtent("", sectors * _SECTOR, 0, kind)
     if not file or "/" in file or "\0" in file:
         raise UnsupportedFormatError(
             f"{path} keeps its data in another directory, which is not followed; "
             "move the disk's files together with Storage vMotion."
         )
-    return FlatExtent(file, sectors * _SECTOR, offset * _SECTOR)
+    if offset and kind is not ExtentKind.FLAT:
+        raise _odd(path, "has a delta that begins within its file")
+    return FileExtent(file, sectors * _SECTOR, offset * _SECTOR, kind)
+
+
+def _odd(path: str, what: str) -> UnsupportedFormatError:
+    return UnsupportedFormatError(f"{path} {what}; check the descriptor on the datastore.")

@@ -6,15 +6,20 @@ blocks are placed on the LUNs once, then read from there.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from dissect.vmfs.vmfs import VMFS
 
+from atoll.blocks.chains import Level, read_chain
+from atoll.blocks.cowd import open_cowd
 from atoll.blocks.extent_map import DiskMap
+from atoll.blocks.grains import Grains, delta_damaged, overlaid, read_grains
 from atoll.blocks.ranges import Int64Array, overlapping_pairs
-from atoll.blocks.vmdk import MAX_DESCRIPTOR_BYTES, FlatExtent, parse_descriptor
+from atoll.blocks.readers import MappedReader
+from atoll.blocks.sesparse import open_sesparse
+from atoll.blocks.vmdk import ExtentKind, FileExtent
 from atoll.blocks.vmfs_devices import MAX_READ_BYTES, VolumeExtents, assemble, damage_named
 from atoll.blocks.vmfs_runs import file_runs
 from atoll.model.errors import NotFoundInPointError, UnsupportedFormatError
@@ -32,14 +37,16 @@ def open_volumes(luns: Mapping[str, BlockReader]) -> list["VmfsVolume"]:
     volume is damaged, lacks an extent, or has one twice. The readers must stay
     open as long as the volumes are used.
     """
-    return [VmfsVolume(extents) for extents in assemble(luns)]
+    return [VmfsVolume(extents, luns) for extents in assemble(luns)]
 
 
 class VmfsVolume:
     """One VMFS volume. Thread-safe; paths are `/folder/name` or `folder/name` inside it."""
 
-    def __init__(self, extents: VolumeExtents) -> None:
+    def __init__(self, extents: VolumeExtents, luns: Mapping[str, BlockReader]) -> None:
+        """`luns` are readers of the LUNs that it lies on, and maybe others, by name."""
         self._extents = extents
+        self._readers = {name: luns[name] for name in extents.luns}
         self._lock = threading.Lock()  # dissect's streams have one position each
         self._runs = np.array(extents.runs, dtype=np.int64).reshape(-1, 4)
         with damage_named(f"The VMFS volume on LUN {', '.join(extents.luns)}"):
@@ -90,14 +97,25 @@ class VmfsVolume:
             with descriptor.open() as stream:
                 return bytes(stream.read(descriptor.size))
 
-    def disk_map(self, path: str) -> DiskMap:
+    def disk_map(self, path: str, raw: DiskMap | None = None) -> DiskMap:
         """Where the disk lies whose VMDK descriptor is at `path`, e.g. `/db1/db1.vmdk`.
 
-        Raises UnsupportedFormatError for snapshots, raw device mappings and
-        other disks that are not flat, NotFoundInPointError when a file is missing.
+        A disk with VMware snapshots is that delta and all disks below it, as one
+        map. `raw` is the map of the LUN below a raw device mapping. Raises
+        UnsupportedFormatError for disks of other kinds and for deltas that cannot
+        be believed, NotFoundInPointError when a file is missing.
         """
-        extents = parse_descriptor(self.read_file(path, MAX_DESCRIPTOR_BYTES), path)
-        return self._mapped(path, extents)
+        below: DiskMap | None = None
+        for level in reversed(read_chain(self, path)):
+            kinds = {extent.kind for extent in level.descriptor.extents}
+            if kinds <= {ExtentKind.FLAT, ExtentKind.ZERO}:
+                below = self._mapped(level.path, level.descriptor.extents)
+            elif kinds == {ExtentKind.RAW}:
+                below = _mapped_raw(level, raw)
+            else:
+                below = self._with_grains(level, below)
+        assert below is not None, "a chain has a base"
+        return below
 
     def file_map(self, path: str) -> DiskMap:
         """Where any regular or system file lies, as if it were a disk of the file's size.
@@ -106,9 +124,40 @@ class VmfsVolume:
         """
         with self._lock, damage_named(f"File {path} of datastore {self.label}"):
             size = int(self._find(path).size)
-        return self._mapped(path, [FlatExtent(path.rpartition("/")[2], size, 0)])
+        return self._mapped(path, [FileExtent(path.rpartition("/")[2], size, 0)])
 
-    def _mapped(self, path: str, extents: list[FlatExtent]) -> DiskMap:
+    def _with_grains(self, level: Level, below: DiskMap | None) -> DiskMap:
+        """A disk whose extents are sparse files, on the one below it."""
+        size, at = level.descriptor.size_bytes, 0
+        made = below
+        for extent in level.descriptor.extents:
+            path = f"{level.path.rpartition('/')[0]}/{extent.file}"
+            file_map = self.file_map(path)
+            try:
+                grains = _shifted(self._grains(extent, path, file_map), at)
+                made = overlaid(made, grains, file_map, size)
+            except ValueError as error:
+                raise delta_damaged(path, error) from error
+            at += extent.length
+        assert made is not None, "a descriptor has extents"
+        return made
+
+    def _grains(self, extent: FileExtent, path: str, file_map: DiskMap) -> Grains:
+        reader = MappedReader(file_map, self._readers)
+        if extent.kind is ExtentKind.COWD:
+            file = open_cowd(reader)
+        elif extent.kind is ExtentKind.SESPARSE:
+            file = open_sesparse(reader, path)
+        else:
+            raise ValueError("its descriptor mixes deltas with other extents")
+        if file.size_bytes != extent.length:
+            raise ValueError(
+                f"it is for {file.size_bytes} bytes of a disk where its descriptor says "
+                f"{extent.length}"
+            )
+        return read_grains(file, reader)
+
+    def _mapped(self, path: str, extents: Sequence[FileExtent]) -> DiskMap:
         folder = path.rpartition("/")[0]
         columns: list[tuple[Int64Array, ...]] = []
         size = 0
@@ -123,14 +172,14 @@ class VmfsVolume:
         with damage_named(f"Disk {path} of datastore {self.label}"):
             return DiskMap.joined(size, self.luns, disk_offset, length, lun, lun_offset)
 
-    def _extent_rows(self, path: str, extent: FlatExtent, at: int) -> tuple[Int64Array, ...]:
+    def _extent_rows(self, path: str, extent: FileExtent, at: int) -> tuple[Int64Array, ...]:
         """Rows of a disk map for one flat file, which begins `at` bytes into the disk."""
         with self._lock, damage_named(f"File {path} of datastore {self.label}"):
             descriptor = self._find(path)
             if descriptor.is_rdm() or not descriptor.is_file():
                 raise UnsupportedFormatError(
                     f"{path} of datastore {self.label} is a raw device mapping or no file at all, "
-                    "and only flat disks are read; exclude the disk from the job."
+                    "where a disk's data should be; check the VM's disk in vCenter."
                 )
             if descriptor.size < extent.file_offset + extent.length:
                 raise UnsupportedFormatError(
@@ -196,6 +245,26 @@ class VmfsVolume:
             if entry.name not in (".", ".."):
                 found[entry.name] = entry
         return found
+
+
+def _shifted(grains: Grains, by: int) -> Grains:
+    return grains if not by else grains._replace(disk_offset=grains.disk_offset + by)
+
+
+def _mapped_raw(level: Level, raw: DiskMap | None) -> DiskMap:
+    """The LUN of a raw device mapping, as much of it as the mapping shows."""
+    size = level.descriptor.size_bytes
+    if raw is None:
+        raise UnsupportedFormatError(
+            f"{level.path} is a raw device mapping, whose data is on a LUN of its own; "
+            "run again, so that vCenter is asked which."
+        )
+    if raw.size_bytes < size:
+        raise UnsupportedFormatError(
+            f"{level.path} maps {size} bytes of a LUN that has {raw.size_bytes}; "
+            "rescan the hosts and run again."
+        )
+    return raw.rearranged(size, [(0, size, 0)])
 
 
 def _is_power_of_two(value: int, low: int, high: int) -> bool:

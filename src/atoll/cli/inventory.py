@@ -96,6 +96,8 @@ def _rows(site: Site, found: Inventory) -> list[DiskRow]:
     for vm in sorted(found.vms, key=lambda vm: vm.name):
         for disk in vm.disks:
             naas = found.datastore(disk.datastore).extents
+            if disk.rdm:
+                naas = (disk.lun,) if disk.lun else ()
             known = [luns[naa] for naa in naas if naa in luns]
             groups = {lun.group for lun in known}
             rows.append(

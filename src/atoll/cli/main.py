@@ -17,6 +17,7 @@ from atoll.cli import (
     export,
     files,
     inventory,
+    island,
     points,
     prove,
     repo,
@@ -70,6 +71,7 @@ app.command("prove")(prove.prove)
 app.add_typer(restore.app, name="restore")
 app.add_typer(agent.app, name="agent")
 app.add_typer(repo.app, name="repo")
+app.add_typer(island.app, name="island")
 app.add_typer(storage.app, name="storage")
 
 

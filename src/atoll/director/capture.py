@@ -332,11 +332,12 @@ def _require_as_planned(plan: Plan, placements: Mapping[str, Placement]) -> None
         vm = planned.vm
         place = placements.get(vm.instance_uuid)
         disks = tuple(sorted((disk.key, disk.datastore, disk.path) for disk in vm.disks))
+        raw_luns = tuple(sorted((disk.key, disk.lun_uuid) for disk in vm.disks if disk.lun_uuid))
         if place is None:
             change = "is gone from vCenter, or vCenter has lost contact with its host"
-        elif place.has_snapshot:
+        elif place.has_snapshot and not vm.has_snapshot:
             change = "has a VMware snapshot now"
-        elif place.disks != disks:
+        elif place.disks != disks or place.raw_luns != raw_luns:
             change = "has other disks now, or has them elsewhere"
         elif place.powered_on != vm.powered_on:
             change = "was switched on or off"

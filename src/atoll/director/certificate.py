@@ -44,6 +44,7 @@ def _vm(planned: PlannedVm, proof: ConsistencyProof) -> dict[str, object]:
                 "group": disk.group,
                 "luns": disk.luns,
                 "vmfs_uuid": disk.vmfs_uuid,
+                "raw_lun": disk.raw_lun,
             }
             for disk in planned.disks
         ],

@@ -348,10 +348,10 @@ end:	do
 		h = 0; t = 0
 	   }
 
-	:: atomic {	/* a repeated freeze */
+	:: atomic {	/* a repeated freeze, which waits for the first one no longer than its own budget */
 		if
-		:: able && again[0] && !(state == FREEZING && whose == OURS) -> again[0] = false
-		:: able && again[1] && !(state == FREEZING && whose == OURS) -> again[1] = false; t = 1
+		:: able && again[0] && (!patient || !(state == FREEZING && whose == OURS)) -> again[0] = false
+		:: able && again[1] && (!patient || !(state == FREEZING && whose == OURS)) -> again[1] = false; t = 1
 		fi;
 		if
 		:: state == HELD && whose == OURS -> answer(FREEZE, OURS, t, true, app, dog[w].number)

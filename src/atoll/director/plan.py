@@ -1,11 +1,18 @@
 """From VM names to what one run will do: disks, datastores, LUNs, LUN groups."""
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from atoll.model.consistency import Consistency
 from atoll.model.errors import UnknownVmError, UnprotectableVmError
-from atoll.model.inventory import Inventory, VirtualDisk, VirtualMachine
+from atoll.model.inventory import (
+    MAX_DELTAS,
+    Datastore,
+    Inventory,
+    VirtualDisk,
+    VirtualMachine,
+)
 from atoll.model.plan import Bystander, Plan, PlannedDisk, PlannedVm
 from atoll.model.storage import Lun, LunGroup
 
@@ -26,15 +33,16 @@ def make_plan(
     luns_by_naa = {lun.naa: lun for group in groups for lun in group.luns}
     found = {vm.instance_uuid: vm for vm in (_find_vm(name, inventory) for name in names)}
     planned = [_plan_vm(vm, inventory, luns_by_naa, with_agent) for vm in found.values()]
-    chosen = {vm.vm.instance_uuid for vm in planned}
+    strangers = [vm for vm in inventory.vms if vm.powered_on and vm.instance_uuid not in found]
+    owners = _owners(strangers)
+    planned = [_with_sharers(vm, owners) for vm in planned]
     snapped = {group for vm in planned for group in vm.groups}
     homes = _homes(inventory, luns_by_naa)
-    bystanders = [
-        _bystander(vm, snapped, homes)
-        for vm in sorted(inventory.vms, key=lambda vm: vm.name)
-        if vm.instance_uuid not in chosen
-        and any(homes.get(disk.datastore, set()) & snapped for disk in vm.disks)
-    ]
+    bystanders = []
+    for vm in sorted(inventory.vms, key=lambda vm: vm.name):
+        below = [_disk_homes(disk, homes, luns_by_naa) for disk in vm.disks]
+        if vm.instance_uuid not in found and any(groups & snapped for groups in below):
+            bystanders.append(_bystander(vm, snapped, below))
     return Plan(run=run, vms=tuple(planned), bystanders=tuple(bystanders))
 
 
@@ -62,20 +70,17 @@ def _plan_vm(
     luns_by_naa: dict[str, Lun],
     with_agent: Collection[str],
 ) -> PlannedVm:
-    if vm.linked_clone:
+    if vm.linked_clone or any(len(disk.folders) > 1 for disk in vm.disks):
         raise UnprotectableVmError(
-            f"VM {vm.name} is a linked clone, whose disks lie partly in another VM's; "
-            "make it a full clone, or let it be backed up from inside."
+            f"VM {vm.name} is a linked clone or keeps its snapshots elsewhere: its disks lie "
+            "partly in another folder, which is not followed; make it a full clone, or remove its "
+            "snapshots."
         )
-    if vm.consolidation_needed:
+    deepest = max((len(disk.below) for disk in vm.disks), default=0)
+    if deepest > MAX_DELTAS:
         raise UnprotectableVmError(
-            f"VM {vm.name} still has delta files of a VMware snapshot that was removed; consolidate "
-            "its disks in vCenter and run again."
-        )
-    if vm.has_snapshot:
-        raise UnprotectableVmError(
-            f"VM {vm.name} has a VMware snapshot, so its disks are spread over delta files; "
-            "remove the snapshot and run again."
+            f"VM {vm.name} has {deepest} deltas on one another, more than the {MAX_DELTAS} that "
+            "vSphere allows; consolidate its disks in vCenter and run again."
         )
     if not vm.disks:
         raise UnprotectableVmError(f"VM {vm.name} has no disk, so there is nothing to back up.")
@@ -87,12 +92,44 @@ def _plan_disk(
     vm: VirtualMachine, disk: VirtualDisk, inventory: Inventory, luns_by_naa: dict[str, Lun]
 ) -> PlannedDisk:
     where = f"Disk {disk.label} of VM {vm.name}"
-    if disk.rdm:
+    raw = _raw_lun(where, disk, luns_by_naa) if disk.rdm else None
+    if raw is not None and not disk.below:
+        return PlannedDisk(disk=disk, group=raw.group, vmfs_uuid="", luns=(), raw_lun=raw.name)
+    vmfs_uuid, luns = _volume(where, inventory.datastore(disk.datastore), luns_by_naa)
+    if raw is not None and raw.group != luns[0].group:
         raise UnprotectableVmError(
-            f"{where} is a raw device mapping, which is not read from VMFS; "
-            "convert it to a VMDK or leave the VM out."
+            f"{where} is a raw device mapping with a VMware snapshot, and its LUN is in group "
+            f"{raw.group} while the snapshot lies in {luns[0].group}, so they are never snapshot "
+            "together; put both in one group, or remove the VMware snapshot."
         )
-    datastore = inventory.datastore(disk.datastore)
+    return PlannedDisk(
+        disk=disk,
+        group=luns[0].group,
+        vmfs_uuid=vmfs_uuid,
+        luns=tuple(lun.name for lun in luns),
+        raw_lun=raw.name if raw is not None else "",
+    )
+
+
+def _raw_lun(where: str, disk: VirtualDisk, luns_by_naa: dict[str, Lun]) -> Lun:
+    """The LUN of a raw device mapping."""
+    if not disk.lun:
+        raise UnprotectableVmError(
+            f"{where} is a raw device mapping of a LUN that no host names "
+            f"({disk.lun_uuid or 'vCenter does not say which'}); rescan the hosts and run again, or "
+            "leave the VM out."
+        )
+    lun = luns_by_naa.get(disk.lun)
+    if lun is None:
+        raise UnprotectableVmError(
+            f"{where} is a raw device mapping of LUN {disk.lun}, which no configured storage "
+            "system serves; add that storage system, or leave the VM out."
+        )
+    return lun
+
+
+def _volume(where: str, datastore: Datastore, luns_by_naa: dict[str, Lun]) -> tuple[str, list[Lun]]:
+    """The VMFS volume of a disk's datastore: its UUID, and its LUNs in order."""
     if not datastore.shared or datastore.kind != "VMFS" or datastore.vmfs_uuid is None:
         kind = "local" if not datastore.shared else datastore.kind
         raise UnprotectableVmError(
@@ -114,12 +151,33 @@ def _plan_disk(
             f"{where} lies on datastore {datastore.name}, whose LUNs are in several groups "
             f"({', '.join(groups)}) and so are never snapshot together; put them in one group."
         )
-    return PlannedDisk(
-        disk=disk,
-        group=groups[0],
-        vmfs_uuid=datastore.vmfs_uuid,
-        luns=tuple(lun.name for lun in luns),
-    )
+    return datastore.vmfs_uuid, luns
+
+
+def _owners(vms: Iterable[VirtualMachine]) -> Mapping[str, list[str]]:
+    """Names of the VMs that have a disk, by what tells one disk from another."""
+    owners: dict[str, list[str]] = {}
+    for vm in vms:
+        for disk in vm.disks:
+            for identity in _identities(disk):
+                owners.setdefault(identity, []).append(vm.name)
+    return owners
+
+
+def _with_sharers(planned: PlannedVm, owners: Mapping[str, list[str]]) -> PlannedVm:
+    """The VM with the names of others that have a disk of it too."""
+
+    def shared(disk: PlannedDisk) -> PlannedDisk:
+        names = {name for each in _identities(disk.disk) for name in owners.get(each, ())}
+        return replace(disk, shared_with=tuple(sorted(names))) if names else disk
+
+    return replace(planned, disks=tuple(map(shared, planned.disks)))
+
+
+def _identities(disk: VirtualDisk) -> set[str]:
+    """What tells that two VMs have the same disk: the file they write to, or the LUN."""
+    files = {f"[{disk.datastore}] {disk.path}"}
+    return files | {disk.lun} if disk.rdm and disk.lun else files
 
 
 def _homes(inventory: Inventory, luns_by_naa: dict[str, Lun]) -> dict[str, set[str | None]]:
@@ -132,11 +190,28 @@ def _homes(inventory: Inventory, luns_by_naa: dict[str, Lun]) -> dict[str, set[s
     }
 
 
+def _disk_homes(
+    disk: VirtualDisk, homes: dict[str, set[str | None]], luns_by_naa: dict[str, Lun]
+) -> set[str | None]:
+    """The LUN groups that a disk lies in; None for what no known storage system serves."""
+    found: set[str | None] = set()
+    if disk.rdm:
+        lun = luns_by_naa.get(disk.lun)
+        found.add(lun.group if lun else None)
+    if not disk.rdm or disk.below:
+        files = (disk.datastore, *(file.partition("] ")[0].lstrip("[") for file in disk.below))
+        for datastore in files:
+            found |= homes.get(datastore) or {None}
+    return found
+
+
 def _bystander(
-    vm: VirtualMachine, snapped: Collection[str], homes: dict[str, set[str | None]]
+    vm: VirtualMachine, snapped: Collection[str], below: Sequence[set[str | None]]
 ) -> Bystander:
-    """What snapshots of the groups `snapped` hold of a VM that nobody holds."""
-    below = [homes.get(disk.datastore) or {None} for disk in vm.disks]
+    """What snapshots of the groups `snapped` hold of a VM that nobody holds.
+
+    `below` are the LUN groups that each of its disks lies in.
+    """
     consistency, reason = Consistency.CRASH, "not in the job, so nothing of it was held"
     if any(None in groups or not groups <= set(snapped) for groups in below):
         consistency = Consistency.NONE

@@ -9,7 +9,7 @@ from atoll.guests.interface import Frozen, Thawed
 from atoll.model.consistency import Consistency, ConsistencyProof, GroupInstant, Hold
 from atoll.model.errors import AtollError
 from atoll.model.inventory import Placement
-from atoll.model.plan import PlannedVm
+from atoll.model.plan import PlannedDisk, PlannedVm
 from atoll.model.storage import GroupSnapshot
 
 POWERED_OFF = "powered off"
@@ -68,13 +68,17 @@ def prove_consistency(
     consistency, reasons = _judge(guest)
     forgetful = [disk.disk.label for disk in planned.disks if disk.disk.forgets]
     if planned.vm.powered_on and forgetful:
-        consistency = Consistency.CRASH
+        consistency = _at_most_crash(consistency)
         reasons = (*reasons, _forgotten(forgetful))
+    shared = [disk for disk in planned.disks if disk.shared_with]
+    if shared:
+        consistency = _at_most_crash(consistency)
+        reasons = (*reasons, *map(_shared, shared))
     if before != after:
-        consistency = Consistency.CRASH
+        consistency = _at_most_crash(consistency)
         reasons = (*reasons, _change(before, after))
     stood_still = guest.verdict is not None and guest.verdict.stood_still
-    wrote = before != after or (planned.vm.powered_on and not stood_still)
+    wrote = before != after or bool(shared) or (planned.vm.powered_on and not stood_still)
     if consistency is Consistency.CRASH and len(snapshots) > 1 and wrote:
         # What is held writes nowhere; else only one group's snapshot is one instant by itself.
         consistency = Consistency.NONE
@@ -99,6 +103,10 @@ def prove_consistency(
         fell_back=guest.fell_back,
         vmware=guest.verdict.snapshot if guest.verdict else None,
     )
+
+
+def _at_most_crash(consistency: Consistency) -> Consistency:
+    return consistency if consistency is Consistency.NONE else Consistency.CRASH
 
 
 def _judge(guest: HeldGuest) -> tuple[Consistency, tuple[str, ...]]:
@@ -187,6 +195,13 @@ def _forgotten(labels: Sequence[str]) -> str:
     return (
         f"{', '.join(labels)} {'is' if len(labels) == 1 else 'are'} non-persistent: the point has "
         "what was there when the VM was switched on"
+    )
+
+
+def _shared(disk: PlannedDisk) -> str:
+    return (
+        f"{disk.disk.label} is attached to {', '.join(disk.shared_with)} too, which ran and was not "
+        "held"
     )
 
 

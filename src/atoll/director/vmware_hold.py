@@ -1,8 +1,9 @@
 """The other way to hold VMs: quiesced VMware snapshots, alive while the storage takes its own.
 
-From the moment that vCenter has made such a snapshot, the VM's base disks
-stand still and the guest writes to delta disks. The storage snapshot is taken
-then, and the VMware snapshot removed at once: readers take the base disks.
+From the moment that vCenter has made such a snapshot, the VM's disks
+stand still, be they base disks or the deltas of snapshots it had before, and the
+guest writes to new delta disks. The storage snapshot is taken then, and the VMware
+snapshot removed at once: readers take the disks below it, which were planned.
 No network to the guest is needed.
 """
 

@@ -65,9 +65,10 @@ class VmwareVerdict:
 
     `reasons` says what was lost; empty when all that was found in the guest was
     held. `hold` is the agent's account of this very hold, if there is one: it
-    held applications alone, so it names no file systems. `stood_still`: its base
-    disks did while the storage took its snapshots, so they are of one instant.
-    `leftover` is empty, or what is left of the VMware snapshot.
+    held applications alone, so it names no file systems. `stood_still`: the disks below
+    it did while the storage took its snapshots, so they are of one instant.
+    A disk that VMware snapshots leave out did not. `leftover` is empty, or what is
+    left of the VMware snapshot.
     """
 
     instance_uuid: str
@@ -85,7 +86,7 @@ def judge(evidence: Evidence) -> VmwareVerdict:
 
     The argument is causal: vCenter said that the snapshot was made before the
     storage was asked for its own, and it was still there afterwards, so the
-    base disks stood still between. They show the moment of the VMware snapshot,
+    disks below it stood still between. They show the moment of the VMware snapshot,
     for which vCenter says whether the file systems were frozen and the agent
     whether its applications were held from freeze to thaw.
     """
@@ -98,7 +99,9 @@ def judge(evidence: Evidence) -> VmwareVerdict:
         reasons=reasons,
         snapshot=evidence.snapshot,
         hold=_hold(evidence, account) if account is not None else None,
-        stood_still=evidence.snapshot is not None and evidence.standing is Standing.YES,
+        stood_still=evidence.snapshot is not None
+        and evidence.standing is Standing.YES
+        and not _left_out(evidence.vm),
         leftover=evidence.leftover,
     )
 
@@ -126,6 +129,13 @@ def _judge(evidence: Evidence, account: GuestAccount | None) -> tuple[Consistenc
             if evidence.standing is Standing.NO
             else "vCenter could not say whether its VMware snapshot was still there",
         )
+    left_out = _left_out(evidence.vm)
+    if left_out:
+        # The others show the moment of the VMware snapshot, these that of the storage's, later.
+        every = len(left_out) == len(evidence.vm.disks)
+        return Consistency.CRASH if every else Consistency.NONE, (
+            f"VMware snapshots leave out {', '.join(left_out)}, which the guest wrote to meanwhile",
+        )
     if not snapshot.quiesced:
         return Consistency.CRASH, ("vCenter says that the guest was not quiesced",)
     if any(look.account and look.account.filesystems_thawed for look in evidence.looks):
@@ -143,6 +153,11 @@ def _judge(evidence: Evidence, account: GuestAccount | None) -> tuple[Consistenc
     if refused or not account.applications:
         return Consistency.FILESYSTEM, refused
     return Consistency.APP, ()
+
+
+def _left_out(vm: VirtualMachine) -> list[str]:
+    """Labels of disks that went on being written to below a VMware snapshot."""
+    return [disk.label for disk in vm.disks if disk.left_out_by_vmware]
 
 
 def _hold(evidence: Evidence, account: GuestAccount) -> Hold:

@@ -24,7 +24,7 @@ MAX_VMX_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class SnapshotView:
-    """A group snapshot opened for reading: its LUNs by name and the VMFS volumes on them."""
+    """A group snapshot opened for reading: its LUNs by name, and the VMFS volumes on some of them."""
 
     snapshot: GroupSnapshot
     luns: Mapping[str, BlockReader]
@@ -35,7 +35,7 @@ class SnapshotView:
     """(LUN, older snapshot) to the ranges changed since; each pair is asked of the storage once."""
 
     def volume(self, disk: PlannedDisk) -> VmfsVolume:
-        """The volume a planned disk lies on."""
+        """The volume that a planned disk's files lie on."""
         for volume in self.volumes:
             if tuple(volume.luns) == disk.luns and volume.uuid == disk.vmfs_uuid:
                 return volume
@@ -45,15 +45,35 @@ class SnapshotView:
         )
 
     def disk_map(self, disk: PlannedDisk) -> DiskMap:
-        """Where a planned disk lies on the snapshot's LUNs."""
-        return self.volume(disk).disk_map(disk.disk.path)
+        """Where a planned disk lies on the snapshot's LUNs, with all its deltas if it has some."""
+        if not disk.raw_lun:
+            return self.volume(disk).disk_map(disk.disk.path)
+        raw = self._raw_map(disk)
+        return self.volume(disk).disk_map(disk.disk.path, raw) if disk.vmfs_uuid else raw
+
+    def _raw_map(self, disk: PlannedDisk) -> DiskMap:
+        """A whole LUN: in physical mode the guest has all of it, whatever vCenter last saw."""
+        size = self.luns[disk.raw_lun].size_bytes
+        if size < disk.disk.size_bytes:
+            raise UnprotectableVmError(
+                f"LUN {disk.raw_lun} has {size} bytes, fewer than the {disk.disk.size_bytes} of the "
+                f"raw device mapping {disk.disk.path} on it; rescan the hosts and run again."
+            )
+        return DiskMap.of(size, (disk.raw_lun,), [(0, size, 0, 0)])
 
 
 @contextmanager
 def opened(
-    engine: StorageEngine, snapshot: GroupSnapshot, luns: Sequence[str]
+    engine: StorageEngine,
+    snapshot: GroupSnapshot,
+    luns: Sequence[str],
+    raw_luns: Sequence[str] = (),
 ) -> Iterator[SnapshotView]:
-    """Open the named LUNs of a snapshot for as long as the block lasts."""
+    """Open the named LUNs of a snapshot for as long as the block lasts.
+
+    `raw_luns` are disks by themselves: guests write them from the first byte on, so
+    nothing there is ever taken for part of a VMFS volume.
+    """
     found: dict[tuple[str, str], Sequence[Extent]] = {}
 
     def changes(lun: str, older: str) -> Sequence[Extent]:
@@ -65,14 +85,14 @@ def opened(
 
     with ExitStack() as stack:
         readers: dict[str, BlockReader] = {}
-        for lun in luns:
+        for lun in dict.fromkeys((*luns, *raw_luns)):
             reader = engine.open_snapshot(snapshot.group, lun, snapshot.name)
             stack.callback(reader.close)
             readers[lun] = reader
         yield SnapshotView(
             snapshot=snapshot,
             luns=readers,
-            volumes=open_volumes(readers),
+            volumes=open_volumes({lun: readers[lun] for lun in luns}),
             older=frozenset(each.name for each in engine.snapshots(snapshot.group)),
             changes=changes,
         )
@@ -212,7 +232,7 @@ def _vmx(planned: PlannedVm, views: Mapping[str, SnapshotView]) -> str:
     """The VM's configuration file, or nothing when it lies on a volume of another group."""
     datastore, _, path = planned.vm.vmx_path.partition("] ")
     for disk in planned.disks:
-        if disk.disk.datastore == datastore.lstrip("["):
+        if disk.vmfs_uuid and disk.disk.datastore == datastore.lstrip("["):
             raw = views[disk.group].volume(disk).read_file(path, MAX_VMX_BYTES)
             return raw.decode("utf-8", "replace")
     return ""

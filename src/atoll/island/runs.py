@@ -87,23 +87,18 @@ def _views(
     snapshots = {snapshot.group: snapshot for snapshot in run.snapshots}
     views: dict[str, SnapshotView] = {}
     opening = threading.Lock()
-    luns = {
-        group: sorted(
-            {
-                lun
-                for vm in run.certificate.vms
-                for disk in vm.disks
-                if disk.group == group
-                for lun in disk.luns
-            }
-        )
-        for group in snapshots
-    }
+    disks = [disk for vm in run.certificate.vms for disk in vm.disks]
+
+    def open_group(group: str) -> SnapshotView:
+        own = [disk for disk in disks if disk.group == group]
+        luns = sorted({lun for disk in own for lun in disk.luns})
+        raw = sorted({disk.raw_lun for disk in own if disk.raw_lun})
+        return stack.enter_context(opened(engine, snapshots[group], luns, raw))
 
     def view(group: str) -> SnapshotView:
         with opening:
             if group not in views:
-                views[group] = stack.enter_context(opened(engine, snapshots[group], luns[group]))
+                views[group] = open_group(group)
             return views[group]
 
     return view

@@ -126,14 +126,16 @@ def _opener(disk: CertifiedDisk, view: Callable[[str], SnapshotView]) -> Callabl
 def _planned(disk: CertifiedDisk) -> PlannedDisk:
     datastore, inside = _split(disk.path)
     virtual = VirtualDisk(disk.key, "", datastore, inside, disk.size_bytes, "persistent")
-    return PlannedDisk(virtual, disk.group, disk.vmfs_uuid, disk.luns)
+    return PlannedDisk(virtual, disk.group, disk.vmfs_uuid, disk.luns, disk.raw_lun)
 
 
 def _configuration(vm: CertifiedVm, view: Callable[[str], SnapshotView]) -> dict[str, bytes]:
     datastore, vmx = _split(vm.vmx)
-    home = next((disk for disk in vm.disks if _split(disk.path)[0] == datastore), None)
+    home = next(
+        (disk for disk in vm.disks if disk.luns and _split(disk.path)[0] == datastore), None
+    )
     if home is None:
-        return {}  # on a datastore of no group of this run
+        return {}  # on a datastore of no group of this run, or of no disk in it
     volume = view(home.group).volume(_planned(home))
     folder = vmx.rpartition("/")[0]
     found = {}

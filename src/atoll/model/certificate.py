@@ -12,7 +12,10 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class CertifiedDisk:
-    """A disk of a VM; `path` is `[datastore] path`, `luns` are names in the LUN group."""
+    """A disk of a VM; `path` is `[datastore] path`, `luns` are names in the LUN group.
+
+    `raw_lun` is the LUN of a raw device mapping, empty for other disks.
+    """
 
     key: int
     path: str
@@ -20,6 +23,7 @@ class CertifiedDisk:
     group: str
     luns: tuple[str, ...]
     vmfs_uuid: str
+    raw_lun: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,7 @@ def _vm(vm: dict[str, Any]) -> CertifiedVm:
                 group=str(disk["group"]),
                 luns=tuple(map(str, disk["luns"])),
                 vmfs_uuid=str(disk["vmfs_uuid"]),
+                raw_lun=str(disk.get("raw_lun", "")),
             )
             for disk in vm["disks"]
         ),

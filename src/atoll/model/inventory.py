@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+MAX_DELTAS = 32
+"""Deltas that vSphere lets lie on one another (VMware, "Best practices for using snapshots")."""
+
 
 @dataclass(frozen=True, slots=True)
 class Host:
@@ -33,7 +36,11 @@ class VirtualDisk:
 
     `key` is the device key, stable for the life of the disk in the VM.
     `mode` is vSphere's disk mode (`persistent`, `independent_persistent`, …).
-    `rdm_mode` of a raw mapping is `virtualMode` or `physicalMode` where vCenter says.
+    `rdm_mode` of a raw mapping is `virtualMode` or `physicalMode` where vCenter says,
+    `lun_uuid` what vSphere calls its LUN and `lun` that LUN's canonical name
+    (`naa.…`), empty where no host tells. `below` are the files of a disk with
+    VMware snapshots that lie below the one that is written to, the nearest
+    first, as `[datastore] path`.
     """
 
     key: int
@@ -44,6 +51,20 @@ class VirtualDisk:
     mode: str
     rdm: bool = False
     rdm_mode: str | None = None
+    lun_uuid: str = ""
+    lun: str = ""
+    below: tuple[str, ...] = ()
+
+    @property
+    def left_out_by_vmware(self) -> bool:
+        """Whether a VMware snapshot leaves it out, so that it is written to meanwhile."""
+        return self.rdm_mode == "physicalMode" or self.mode.startswith("independent")
+
+    @property
+    def folders(self) -> set[str]:
+        """Folders that its files lie in, as `[datastore] folder`; more than one in a linked clone."""
+        files = (f"[{self.datastore}] {self.path}", *self.below)
+        return {file.rpartition("/")[0] for file in files}
 
     @property
     def forgets(self) -> bool:
@@ -58,8 +79,8 @@ class VirtualMachine:
     `bios_uuid` is what the guest itself can read of the VM's SMBIOS; copies may share it.
     A suspended VM is not powered on; part of its state is in its memory file.
     `has_snapshot` is True whenever a disk has files below the one that is written
-    to; with `linked_clone` those are not, or not all, from VMware snapshots of this VM, with
-    `consolidation_needed` they are left over from one that was removed.
+    to; with `linked_clone` some are another VM's, with `consolidation_needed`
+    some are left over from a VMware snapshot that was removed.
     """
 
     moref: str
@@ -92,6 +113,7 @@ class Placement:
 
     `datastores` are all it has files on, sorted; `disks` are (device key,
     datastore, path in it), sorted: a VMware snapshot or a storage vMotion changes them.
+    `raw_luns` are (device key, vSphere's name of the LUN) of raw mappings, sorted.
     """
 
     host: str
@@ -99,6 +121,7 @@ class Placement:
     disks: tuple[tuple[int, str, str], ...]
     powered_on: bool
     has_snapshot: bool
+    raw_luns: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,20 @@ from atoll.model.inventory import VirtualDisk, VirtualMachine
 
 @dataclass(frozen=True, slots=True)
 class PlannedDisk:
-    """A disk, its LUN group, and the LUNs below it (names in the order of the volume's extents)."""
+    """A disk, its LUN group, and the LUNs below it.
+
+    `luns` are those of the VMFS volume `vmfs_uuid` that its files lie on, in the
+    order of the volume's extents; both are empty for a raw device mapping without
+    VMware snapshots, which lies on `raw_lun` alone. With VMware snapshots it lies on
+    both. `shared_with` names VMs that run, have the disk too and are not in the job.
+    """
 
     disk: VirtualDisk
     group: str
     vmfs_uuid: str
     luns: tuple[str, ...]
+    raw_lun: str = ""
+    shared_with: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,12 @@ class Plan:
         return tuple(sorted({group for vm in self.vms for group in vm.groups}))
 
     def luns(self, group: str) -> tuple[str, ...]:
-        """Names of a group's LUNs that the disks lie on, sorted."""
-        disks = [disk for vm in self.vms for disk in vm.disks if disk.group == group]
-        return tuple(sorted({lun for disk in disks for lun in disk.luns}))
+        """Names of a group's LUNs with VMFS volumes that the disks lie on, sorted."""
+        return tuple(sorted({lun for disk in self._disks(group) for lun in disk.luns}))
+
+    def raw_luns(self, group: str) -> tuple[str, ...]:
+        """Names of a group's LUNs that are disks by themselves, by raw device mappings, sorted."""
+        return tuple(sorted({disk.raw_lun for disk in self._disks(group) if disk.raw_lun}))
+
+    def _disks(self, group: str) -> list[PlannedDisk]:
+        return [disk for vm in self.vms for disk in vm.disks if disk.group == group]

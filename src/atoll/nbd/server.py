@@ -15,15 +15,16 @@ from atoll.nbd.transmission import Transmission
 
 _HANDSHAKE_SECONDS = 60.0
 _THREADS_A_CLIENT = 4
+_LEAST_CLIENTS, _CLIENTS_AN_EXPORT = 64, 8
 
 
 class NbdServer:
     """Serves exports by name while the `with` block lasts.
 
-    Any number of requests in flight from up to `clients` connections, each with
-    threads and memory of its own (four times 1 MiB at most), so that none waits for
-    another. One more is hung up on. Writes are refused. A client that talks
-    nonsense is disconnected. Read errors reach the client as I/O errors of that
+    Any number of requests in flight from up to `clients` connections (64, or eight
+    for each export, when none are given), each with threads and memory of its own,
+    a few MiB, so that none waits for another. One more is hung up on. Writes are
+    refused. A client that talks nonsense is disconnected. Read errors reach the client as I/O errors of that
     range and are kept; `on_failure` is told of each, from any thread. Readers must
     stay open until the block has ended. ValueError when two exports have one
     name; for the address see `Listener`.
@@ -34,7 +35,7 @@ class NbdServer:
         exports: Sequence[Export],
         address: Address,
         *,
-        clients: int = 64,
+        clients: int | None = None,
         on_failure: Callable[[ReadFailure], None] | None = None,
     ) -> None:
         self._failures = Failures(on_failure)
@@ -43,7 +44,7 @@ class NbdServer:
         if len(self._exports) != len(served):
             raise ValueError("two NBD exports have the same name")
         self._address = address
-        self._limit = clients
+        self._limit = clients or max(_LEAST_CLIENTS, _CLIENTS_AN_EXPORT * len(served))
         self._lock = threading.Lock()
         self._clients: dict[threading.Thread, Channel] = {}
         self._closing = False

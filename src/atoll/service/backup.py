@@ -182,7 +182,9 @@ def _copy(
     progress.stage("", "map")
     with ExitStack() as stack:
         views = {
-            group: stack.enter_context(opened(engine, snapshot, plan.luns(group)))
+            group: stack.enter_context(
+                opened(engine, snapshot, plan.luns(group), plan.raw_luns(group))
+            )
             for group, snapshot in held.snapshots.items()
         }
         progress.stage("", "copy")

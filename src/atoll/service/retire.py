@@ -44,11 +44,13 @@ def retire_snapshots(
 ) -> int:
     """Delete our snapshots, of every group, that no VM's newest point needs; returns how many.
 
-    One that somebody reads stays until a later run.
+    One that somebody reads, or that a clone stands on, stays until a later run.
     """
-    needed = needed_snapshots(points)
+    groups = engine.groups()
+    cloned = {tuple(group.clone_of.split("@", 1)) for group in groups if group.clone_of}
+    needed = needed_snapshots(points) | cloned
     retired = 0
-    for group in engine.groups():
+    for group in groups:
         for snapshot in engine.snapshots(group.name):
             if snapshot.name.startswith(prefix) and (group.name, snapshot.name) not in needed:
                 with pins.deleting(group.name, snapshot.name) as free:

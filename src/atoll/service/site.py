@@ -14,6 +14,15 @@ from atoll.storage.interface import StorageEngine
 from atoll.vsphere.client import VCenter
 
 
+@dataclass(frozen=True, slots=True)
+class IslandPlace:
+    """The island's host by its name in vCenter, and where its placeholders are kept."""
+
+    host: str
+    home: str
+    folder: str
+
+
 @dataclass(frozen=True)
 class Site:
     """Opened lazily: each field is called when a job needs it, so `atoll points` needs no vCenter.
@@ -31,6 +40,7 @@ class Site:
     journal: Callable[[], Journal]
     pins: Callable[[], Pins]
     hold: HoldPolicy
+    island: IslandPlace | None
     work_directory: Path
     close: Callable[[], None]
     """Log out of vCenter and let go of the repository, if they were opened."""

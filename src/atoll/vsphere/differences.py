@@ -136,10 +136,17 @@ def _of(vm: VmFacts, kind: ChangeKind, before: str = "", after: str = "") -> Dif
     return Difference(kind, vm.name, vm.moref, before, after, vm.instance_uuid or None)
 
 
-def _files(vm: VmFacts) -> tuple[tuple[int, str, str, int, str], ...]:
+def _files(vm: VmFacts) -> tuple[tuple[int, str, str, int, str, str], ...]:
     """What makes its disks the same; a datastore's new name alone changes none of them."""
     return tuple(
-        (disk.key, disk.datastore or "", split_path(disk.file)[1], disk.size_bytes, disk.mode)
+        (
+            disk.key,
+            disk.datastore or "",
+            split_path(disk.file)[1],
+            disk.size_bytes,
+            disk.mode,
+            disk.lun_uuid,
+        )
         for disk in vm.disks
     )
 

@@ -6,7 +6,7 @@ so that a bulk read and a single change end in the same row.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from pyVmomi import vim
@@ -16,8 +16,9 @@ from pyVmomi import vim
 class DiskFacts:
     """A virtual disk. `file` is `[datastore] path`, `datastore` the moref where it is told.
 
-    `files_below` counts the files below the one that is written to. `rdm_mode`
-    is None for a disk that is no raw mapping, empty where vSphere names no mode.
+    `below` are the files below the one that is written to, nearest first. `rdm_mode`
+    is None for a disk that is no raw mapping, empty where vSphere names no mode;
+    `lun_uuid` is what the mapping calls its LUN.
     """
 
     key: int
@@ -27,7 +28,8 @@ class DiskFacts:
     size_bytes: int
     mode: str
     rdm_mode: str | None
-    files_below: int
+    below: tuple[str, ...] = ()
+    lun_uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,14 @@ class VolumeFacts:
 
 @dataclass(frozen=True, slots=True)
 class LunFacts:
-    """Canonical names of the disks a host sees; `local` are those inside it."""
+    """Canonical names of the disks a host sees; `local` are those inside it.
+
+    `by_uuid` has them by `ScsiLun.uuid`, by which raw mappings name their LUN.
+    """
 
     names: frozenset[str]
     local: frozenset[str]
+    by_uuid: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +130,15 @@ class Kind(Generic[_R]):
 
     def read(self, moref: str, values: Mapping[str, Any]) -> _R:
         """A row from the paths that are set."""
-        filled = {field: parse(values.get(path)) for path, (field, parse) in self.fields.items()}
+        filled = {name: parse(values.get(path)) for path, (name, parse) in self.fields.items()}
         return self.row(moref=moref, **filled)
 
     def change(self, row: _R, values: Mapping[str, Any]) -> _R:
         """The row with some of its paths as they are now, None for those that are unset."""
         changes: dict[str, Any] = {}
         for path, value in values.items():
-            field, parse = self.fields[path]
-            changes[field] = parse(value)
+            name, parse = self.fields[path]
+            changes[name] = parse(value)
         return replace(row, **changes)
 
 
@@ -169,7 +175,8 @@ def _disk(device: Any) -> DiskFacts:
         size_bytes=device.capacityInBytes or device.capacityInKB * 1024,
         mode=str(getattr(backing, "diskMode", None) or "persistent"),
         rdm_mode=_rdm_mode(backing),
-        files_below=sum(1 for _ in _below(backing)),
+        below=tuple(str(each.fileName or "") for each in _below(backing)),
+        lun_uuid=str(getattr(backing, "lunUuid", None) or ""),
     )
 
 
@@ -185,7 +192,8 @@ def _below(backing: Any) -> Iterator[Any]:
         yield backing
 
 
-def _snapshots(value: Any) -> SnapshotFacts:
+def snapshot_facts(value: Any) -> SnapshotFacts:
+    """What `VirtualMachine.snapshot` says; it is unset where there is none."""
     if value is None:
         return SnapshotFacts({}, 0)
     current = value.currentSnapshot._moId if value.currentSnapshot is not None else None
@@ -225,6 +233,7 @@ def _luns(value: Any) -> LunFacts:
     return LunFacts(
         names=frozenset(str(lun.canonicalName) for lun in disks),
         local=frozenset(str(lun.canonicalName) for lun in disks if lun.localDisk),
+        by_uuid={str(lun.uuid): str(lun.canonicalName) for lun in disks if lun.uuid},
     )
 
 
@@ -244,7 +253,7 @@ VM = Kind(
         "runtime.powerState": ("power", _text),
         "runtime.connectionState": ("connection", _text),
         "runtime.consolidationNeeded": ("consolidation_needed", bool),
-        "snapshot": ("snapshots", _snapshots),
+        "snapshot": ("snapshots", snapshot_facts),
         "datastore": ("datastores", _morefs),
     },
 )

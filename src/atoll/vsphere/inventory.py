@@ -25,6 +25,8 @@ from atoll.vsphere.facts import (
 )
 from atoll.vsphere.placeholders import skip_reason
 
+_UUID_PREFIX = 10  # digits before a LUN's own name: kind, 0, the LUN number, two zeros
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -54,12 +56,13 @@ def assemble(facts: Iterable[Facts]) -> Reading:
             machines.append(row)
     names = names_of({row.moref: row.name for row in hosts})
     names |= names_of({row.moref: row.name for row in datastores})
+    luns = luns_by_uuid(hosts)
     local_luns = frozenset[str]().union(*(row.luns.local for row in hosts))
     stores = {row.moref: row for row in datastores}
     vms: list[VirtualMachine] = []
     left_out: list[LeftOutVm] = []
     for machine in machines:
-        found = _vm(machine, names, stores)
+        found = _vm(machine, names, stores, luns)
         if isinstance(found, LeftOutVm):
             left_out.append(found)
         else:
@@ -89,15 +92,33 @@ def split_path(path: str) -> tuple[str, str]:
 
 
 def is_linked_clone(vm: VmFacts) -> bool:
-    """Whether a disk of it has files below it that no VMware snapshot of this VM explains.
+    """Whether a disk has files in another folder that no VMware snapshot of this VM explains.
 
-    Deltas left behind by a consolidation that failed look the same; vCenter
-    tells them by `runtime.consolidationNeeded`.
+    Deltas left behind by a consolidation that failed lie in the disk's own.
     """
-    return not vm.consolidation_needed and any(
-        disk.files_below > (0 if disk.mode.startswith("independent") else vm.snapshots.depth)
+    return any(
+        len(disk.below) > (0 if disk.mode.startswith("independent") else vm.snapshots.depth)
+        and len({_folder(file) for file in (disk.file, *disk.below)}) > 1
         for disk in vm.disks
     )
+
+
+def luns_by_uuid(hosts: Iterable[HostFacts]) -> Mapping[str, str]:
+    """Canonical names of LUNs by `ScsiLun.uuid`, and by what of it is the LUN's own.
+
+    That is all but the first ten digits, which hold the number under which a host
+    sees the LUN. What means different LUNs to different hosts is left out.
+    """
+    found: dict[str, set[str]] = {}
+    for host in hosts:
+        for uuid, name in host.luns.by_uuid.items():
+            for known in (uuid, uuid[_UUID_PREFIX:]):
+                found.setdefault(known, set()).add(name)
+    return {uuid: names.pop() for uuid, names in found.items() if uuid and len(names) == 1}
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
 def _datastore(
@@ -125,7 +146,10 @@ def _datastore(
 
 
 def _vm(
-    vm: VmFacts, names: Mapping[str, str], stores: Mapping[str, DatastoreFacts]
+    vm: VmFacts,
+    names: Mapping[str, str],
+    stores: Mapping[str, DatastoreFacts],
+    luns: Mapping[str, str],
 ) -> VirtualMachine | LeftOutVm:
     name = vm.name or vm.moref
     if not vm.instance_uuid or not vm.vmx or not vm.host:
@@ -139,7 +163,7 @@ def _vm(
     by_name = {stores[moref].name: moref for moref in vm.datastores if moref in stores}
     disks = []
     for facts in vm.disks:
-        disk = _disk(facts, names, by_name)
+        disk = _disk(facts, names, by_name, luns)
         if disk is None:
             return LeftOutVm(name, f"{facts.label} lies on a datastore this user may not see")
         disks.append(disk)
@@ -155,7 +179,7 @@ def _vm(
         template=vm.template,
         guest_os=vm.guest_os,
         disks=tuple(disks),
-        has_snapshot=bool(vm.snapshots.names) or any(disk.files_below for disk in vm.disks),
+        has_snapshot=bool(vm.snapshots.names) or any(disk.below for disk in vm.disks),
         vmx_path=f"[{names.get(by_name.get(store, ''), store)}] {inside}",
         suspended=vm.power == "suspended",
         linked_clone=is_linked_clone(vm),
@@ -165,7 +189,10 @@ def _vm(
 
 
 def _disk(
-    disk: DiskFacts, names: Mapping[str, str], by_name: Mapping[str, str]
+    disk: DiskFacts,
+    names: Mapping[str, str],
+    by_name: Mapping[str, str],
+    luns: Mapping[str, str],
 ) -> VirtualDisk | None:
     store, path = split_path(disk.file)
     moref = disk.datastore or by_name.get(store, "")
@@ -180,4 +207,13 @@ def _disk(
         mode=disk.mode,
         rdm=disk.rdm_mode is not None,
         rdm_mode=disk.rdm_mode or None,
+        lun_uuid=disk.lun_uuid,
+        lun=luns.get(disk.lun_uuid) or luns.get(disk.lun_uuid[_UUID_PREFIX:], ""),
+        below=tuple(_renamed(file, names, by_name) for file in disk.below),
     )
+
+
+def _renamed(file: str, names: Mapping[str, str], by_name: Mapping[str, str]) -> str:
+    """A path with its datastore called as the inventory does."""
+    store, path = split_path(file)
+    return f"[{names.get(by_name.get(store, ''), store)}] {path}"

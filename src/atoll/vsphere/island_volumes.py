@@ -20,6 +20,7 @@ from atoll.vsphere.tasks import await_task
 
 _STORAGE, _DATASTORES = "configManager.storageSystem", "configManager.datastoreSystem"
 _LUNS = "config.storageDevice.scsiLun"
+_ADAPTERS = "config.storageDevice.hostBusAdapter"
 _RESIGNATURE_SECONDS = 600.0
 
 _T = TypeVar("_T")
@@ -66,6 +67,31 @@ class IslandVolumes:
             storage.RescanVmfs()
 
         self._call(f"rescan host {self._host}", work)
+
+    def discover(self, portals: Collection[tuple[str, int]]) -> None:
+        """See that the host looks for LUNs at these (address, port) too when it rescans.
+
+        A portal stays configured: storage systems have few, and keep them.
+        """
+        pages = self._session.page_objects
+
+        def work(content: Any) -> None:
+            paths = {vim.HostSystem: ("name", _STORAGE, _ADAPTERS)}
+            row = self._find(read_all(content, paths, pages))
+            adapter = _software_adapter(row.get(_ADAPTERS))
+            if adapter is None:
+                raise VCenterOperationError(
+                    f"Host {self._host} has no software iSCSI adapter; switch it on in vCenter."
+                )
+            known = {(str(each.address), each.port) for each in adapter.configuredSendTarget or ()}
+            targets = [
+                vim.host.InternetScsiHba.SendTarget(address=address, port=port)
+                for address, port in sorted(set(portals) - known)
+            ]
+            if targets:
+                row.get(_STORAGE).AddInternetScsiSendTargets(adapter.device, targets)
+
+        self._session.call(f"configure iSCSI discovery on host {self._host}", work)
 
     def copies(self, naas: Collection[str]) -> list[VolumeCopy]:
         """The copies that lie on these LUNs, as of the last rescan."""
@@ -187,6 +213,13 @@ class IslandVolumes:
             f"vCenter manages no host called {self._host}; it knows "
             f"{', '.join(sorted(names.values())) or 'none'}."
         )
+
+
+def _software_adapter(adapters: Any) -> Any | None:
+    for adapter in adapters or ():
+        if isinstance(adapter, vim.host.InternetScsiHba) and adapter.isSoftwareBased:
+            return adapter
+    return None
 
 
 def _copy(volume: Any) -> VolumeCopy:

@@ -75,6 +75,7 @@ def placements(vms: Iterable[VmFacts], names: Mapping[str, str]) -> dict[str, Pl
             disks=tuple(sorted(_disk_files(vm, names))),
             powered_on=vm.power == "poweredOn",
             has_snapshot=bool(vm.snapshots.names),
+            raw_luns=tuple(sorted((d.key, d.lun_uuid) for d in vm.disks if d.lun_uuid)),
         )
         for vm in vms
         if vm.in_contact

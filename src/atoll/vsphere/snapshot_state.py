@@ -1,13 +1,15 @@
 """What vCenter says of one VM that matters to VMware snapshots, and why it may not have one."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from pyVmomi import vim
 
+from atoll.model.inventory import MAX_DELTAS
 from atoll.vsphere.collector import Row
+from atoll.vsphere.facts import snapshot_facts
 
 STATE_PATHS = (
     "name",
@@ -40,19 +42,29 @@ class TreeEntry:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotState:
-    """A VM's snapshots, parents first, and whether a disk is written to a delta file."""
+    """A VM's snapshots, parents first, and the delta files it is written to.
+
+    `deltas` counts them for each disk that VMware snapshots do not leave out, by
+    device key; `depth` is how many snapshots lie under its running state.
+    """
 
     vm: str
     name: str
     snapshots: tuple[TreeEntry, ...]
-    has_delta: bool
+    deltas: Mapping[int, int]
+    depth: int
     consolidation_needed: bool
     recent_tasks: tuple[str, ...]
 
-    @property
-    def unconsolidated(self) -> bool:
-        """Whether there are delta files that no snapshot needs any more."""
-        return self.consolidation_needed or (self.has_delta and not self.snapshots)
+    def more_left_than(self, before: "SnapshotState") -> bool:
+        """Whether there are delta files that no snapshot needs, which were not there before."""
+        old = before._unneeded()
+        return (self.consolidation_needed and not before.consolidation_needed) or any(
+            count > old.get(key, 0) for key, count in self._unneeded().items()
+        )
+
+    def _unneeded(self) -> dict[int, int]:
+        return {key: max(0, count - self.depth) for key, count in self.deltas.items()}
 
 
 def snapshot_state(row: Row) -> SnapshotState:
@@ -61,7 +73,10 @@ def snapshot_state(row: Row) -> SnapshotState:
         vm=row.moref,
         name=str(row.get("name", row.moref)),
         snapshots=tree_entries(row),
-        has_delta=any(_backing(disk, "parent") is not None for disk in _disks(row)),
+        deltas={
+            disk.key: _files_below(disk) for disk in _disks(row) if not any(_left_out(disk, ""))
+        },
+        depth=snapshot_facts(row.get("snapshot")).depth,
         consolidation_needed=bool(row.get("runtime.consolidationNeeded", False)),
         recent_tasks=tuple(task._moId for task in row.get("recentTask", ())),
     )
@@ -103,22 +118,14 @@ def _state_refusals(row: Row) -> Iterator[str]:
         yield "VMware Tools does not run in it, so nothing would be quiesced"
     if row.get("runtime.faultToleranceState") not in (None, "notConfigured"):
         yield "it is protected by Fault Tolerance"
-    if state.snapshots:
-        names = ", ".join(each.name for each in state.snapshots)
-        yield f"it has a VMware snapshot already ({names})"
-    elif state.has_delta:
-        yield "a disk of it is written to a delta file, as with a linked clone"
-    if state.consolidation_needed:
-        yield "its disks need to be consolidated"
+    if max(state.deltas.values(), default=0) >= MAX_DELTAS:
+        yield f"its disks lie on {MAX_DELTAS} deltas already, the most that vSphere allows"
 
 
 def _disk_refusals(row: Row) -> Iterator[str]:
     for disk in _disks(row):
         label = disk.deviceInfo.label if disk.deviceInfo else f"disk {disk.key}"
-        if _backing(disk, "compatibilityMode") == "physicalMode":
-            yield f"{label} is a raw device mapping in physical mode"
-        if str(_backing(disk, "diskMode") or "").startswith("independent"):
-            yield f"{label} is independent, so snapshots leave it out"
+        yield from _left_out(disk, label)
         if _backing(disk, "sharing") == "sharingMultiWriter":
             yield f"{label} is shared with other VMs (multi-writer)"
     for device in row.get("config.hardware.device", ()):
@@ -126,6 +133,21 @@ def _disk_refusals(row: Row) -> Iterator[str]:
         if shared and shared != "noSharing":
             label = device.deviceInfo.label if device.deviceInfo else f"controller {device.key}"
             yield f"{label} shares its bus ({shared})"
+
+
+def _left_out(disk: Any, label: str) -> Iterator[str]:
+    """Why VMware snapshots leave a disk out; nothing for one that they hold."""
+    if _backing(disk, "compatibilityMode") == "physicalMode":
+        yield f"{label} is a raw device mapping in physical mode, so snapshots leave it out"
+    if str(_backing(disk, "diskMode") or "").startswith("independent"):
+        yield f"{label} is independent, so snapshots leave it out"
+
+
+def _files_below(disk: Any) -> int:
+    count, backing = 0, _backing(disk, "parent")
+    while backing is not None:
+        count, backing = count + 1, getattr(backing, "parent", None)
+    return count
 
 
 def _disks(row: Row) -> Sequence[Any]:

@@ -65,6 +65,7 @@ class VmwareSnapshots:
                 "use up to 64 letters, digits, dots, dashes and underscores."
             )
         self._session = session
+        self._before: dict[tuple[str, str], SnapshotState] = {}
         self._mark = f"[atoll site {site}]"
 
     def refusals(self, instance_uuids: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
@@ -100,7 +101,9 @@ class VmwareSnapshots:
             raise ValueError(f"{name!r} is no name for a snapshot of Atoll")
         limit = time.monotonic() + deadline_seconds
         what = f"take a quiesced snapshot of VM {instance_uuid}"
-        vm = self._session.call(what, lambda content: self._acceptable(content, instance_uuid))
+        before = self._session.call(what, lambda content: self._acceptable(content, instance_uuid))
+        self._before[instance_uuid, name] = before
+        vm = before.name
         what = f"take a quiesced snapshot of VM {vm}"
         description = f"{text} {self._mark}"
         task: str = self._session.call(
@@ -148,20 +151,24 @@ class VmwareSnapshots:
         """Remove this site's snapshots of that name from a VM, and verify that nothing is left.
 
         Waits for one that vCenter is still making. Deltas that a removal left
-        behind are consolidated. What fails is tried again until the deadline,
-        then VCenterOperationError says what is left. Absent is success, also
-        when the whole VM is.
+        behind are consolidated, but not for those alone that were there before. What
+        fails is tried again until the deadline, then VCenterOperationError says what
+        is left. Absent is success, also when the whole VM is.
         """
         what = f"remove VMware snapshot {name} of VM {instance_uuid}"
         limit = time.monotonic() + deadline_seconds
         pause = _RETRY_SECONDS
+        before = self._before.get((instance_uuid, name))
         while True:
             try:
                 state = self._session.call(
                     what, lambda content: self._state(content, instance_uuid)
                 )
-                tasks = self._running(state, what) or self._remove_next(state, name, what)
+                # A snapshot adds as much to the depth as to the deltas, so ours does not count.
+                before = before or state
+                tasks = self._running(state, what) or self._remove_next(state, before, name, what)
                 if not tasks:
+                    self._before.pop((instance_uuid, name), None)
                     return
                 for task in tasks:
                     self._await(task, what, max(1.0, limit - time.monotonic()))
@@ -211,17 +218,17 @@ class VmwareSnapshots:
 
         return self._session.call(f"read the guestinfo of VM {instance_uuid}", read)
 
-    def _acceptable(self, content: Any, instance_uuid: str) -> str:
-        """The name of a VM that may have a snapshot."""
+    def _acceptable(self, content: Any, instance_uuid: str) -> SnapshotState:
+        """The state of a VM that may have a snapshot."""
         moref = _find(content, instance_uuid)._moId
         [row] = self._rows(content, [moref], REFUSAL_PATHS)
-        name = str(row.get("name", moref))
+        state = snapshot_state(row)
         reasons = refusals(row)
         if reasons:
             raise UnprotectableVmError(
-                f"VM {name} cannot be held by a VMware snapshot: {'; '.join(reasons)}."
+                f"VM {state.name} cannot be held by a VMware snapshot: {'; '.join(reasons)}."
             )
-        return name
+        return state
 
     def _is_mine(self, entry: TreeEntry, name: str) -> bool:
         return (
@@ -246,7 +253,9 @@ class VmwareSnapshots:
             ],
         )
 
-    def _remove_next(self, state: SnapshotState, name: str, what: str) -> list[str]:
+    def _remove_next(
+        self, state: SnapshotState, before: SnapshotState, name: str, what: str
+    ) -> list[str]:
         """Start the one task that is needed next, and return its moref; none when all is well."""
         mine = self._mine(state, name)
 
@@ -254,7 +263,7 @@ class VmwareSnapshots:
             if mine:
                 snapshot = _bound(content, vim.vm.Snapshot, mine[0].moref)
                 return [snapshot.RemoveSnapshot_Task(removeChildren=False, consolidate=True)._moId]
-            if state.unconsolidated:
+            if state.more_left_than(before):
                 vm = _bound(content, vim.VirtualMachine, state.vm)
                 return [vm.ConsolidateVMDisks_Task()._moId]
             return []

@@ -176,6 +176,9 @@ class Writer:
         assert self.failure is None, self.failure
 
     def goes_on(self) -> None:
-        """Wait until another record is acknowledged."""
-        before = self.acknowledged
+        """Wait until another record is acknowledged.
+
+        And one more: one may be written already whose answer was not counted yet.
+        """
+        before = self.acknowledged + 1
         await_that(lambda: self.acknowledged > before or self.failure, "writing goes on")

@@ -1,9 +1,11 @@
 """Storage that fails or dawdles while guests are held for it."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from private_guest import await_that
 from small_site import (
     SHORT,
     SHORT_LEASE_SECONDS,
@@ -15,6 +17,7 @@ from small_site import (
     soak,
 )
 
+from atoll.director import capture
 from atoll.model.errors import StorageUnreachableError
 from atoll.model.storage import GroupSnapshot
 from atoll.storage.engine import ManagedEngine
@@ -87,7 +90,14 @@ def test_storage_that_takes_longer_than_the_lease(site: SmallSite, group: str) -
         for end in waiting:
             end(None, None, None)
     ended = f"the lease of {SHORT_LEASE_SECONDS:g} s ended"
-    assert_called(result, db1="none", app1="crash", web1="crash")
+    late = {"bare1": "crash"} if group == "gold" else {}
+    assert_called(result, db1="none", app1="crash", web1="crash", **late)
+    if late:
+        assert_reasons(
+            result,
+            "bare1",
+            "its VMware snapshot was removed before the storage snapshot was taken",
+        )
     assert_reasons(
         result,
         "db1",
@@ -99,3 +109,52 @@ def test_storage_that_takes_longer_than_the_lease(site: SmallSite, group: str) -
     hold = proofs(result)["app1"].hold
     assert hold is not None
     assert not hold.unbroken
+
+
+class SilentEngine:
+    """The site's storage, which does not answer when it is to snapshot a group until told to go on."""
+
+    def __init__(self, engine: ManagedEngine, group: str) -> None:
+        self._engine = engine
+        self._group = group
+        self.go_on = threading.Event()
+        self.done: list[GroupSnapshot] = []
+
+    def snapshot_group(self, group: str, name: str) -> GroupSnapshot:
+        if group != self._group:
+            return self._engine.snapshot_group(group, name)
+        assert self.go_on.wait(120)
+        self.done.append(self._engine.snapshot_group(group, name))
+        return self.done[0]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
+def test_storage_that_never_answers(site: SmallSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guests and VMware snapshots are not kept for it, the run fails, and what comes late goes."""
+    monkeypatch.setattr(capture, "_LATE_STORAGE_SECONDS", 2.0)
+    engine = SilentEngine(site.engine(), "gold")
+    at = At()
+    try:
+        with pytest.raises(
+            StorageUnreachableError,
+            match=r"The storage did not answer when asked to snapshot LUN group gold, also not within "
+            r"2 s after all guests were let go; .* Should snapshot atoll-\S+ appear later, the next "
+            r"run or `atoll cleanup` deletes it\.",
+        ) as failure:
+            site.back_up(at, engine=engine, **SHORT)  # type: ignore[arg-type]
+        assert not getattr(failure.value, "__notes__", [])
+        assert at.notes == [
+            ": nobody is held any more; waiting up to 2 s for the storage's snapshots of gold"
+        ]
+        assert all(guest.serves(1.0) for guest in site.guests.values())
+        with site.opened() as opened:
+            assert not any(vm.has_snapshot for vm in opened.vcenter().inventory().vms)
+    finally:
+        engine.go_on.set()
+    await_that(lambda: engine.done != [], "the storage goes on")
+    late = engine.done[0]
+    assert late.name in {each.name for each in site.engine().snapshots("gold")}
+    site.clean()
+    assert late.name not in {each.name for each in site.engine().snapshots("gold")}

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from small_site import HELD, At, SmallSite, assert_called, assert_reasons, proofs, soak
+from small_site import HELD, At, SmallSite, assert_called, assert_reasons, proofs, soak, uuid_of
 
 from atoll.model.errors import HoldFailedError, VCenterUnreachableError
 
@@ -93,3 +93,29 @@ def test_a_vm_that_is_switched_off_in_the_hold(site: SmallSite) -> None:
 def test_a_vm_that_vcenter_forgets_in_the_hold(site: SmallSite) -> None:
     with pytest.raises(HoldFailedError, match=r"VM web1 is gone from vCenter, .* unlike when"):
         site.back_up(At(snapshot=lambda: site.control.remove_vm("web1")))
+
+
+def test_a_vm_of_which_another_product_takes_a_vmware_snapshot_in_the_hold(site: SmallSite) -> None:
+    """From then on the guest writes elsewhere; whose snapshot it is does not matter."""
+    with site.opened() as another:
+        theirs = another.vcenter().snapshots("another-product")
+
+        def take() -> None:
+            theirs.quiesced_snapshot(uuid_of("app1"), "atoll-theirs", "Nightly backup.", 30.0)
+
+        try:
+            with pytest.raises(HoldFailedError, match="VM app1 has a VMware snapshot now, unlike"):
+                site.hold_alone(At(snapshot=take))
+            assert theirs.present(uuid_of("app1"), "atoll-theirs"), "it is not ours to remove"
+        finally:
+            theirs.remove(uuid_of("app1"), "atoll-theirs", 30.0)
+
+
+def test_a_host_that_loses_contact_with_vcenter_in_the_hold(site: SmallSite) -> None:
+    """Its VMs run and may be restarted elsewhere at any moment; nobody can say where they were."""
+    try:
+        with pytest.raises(HoldFailedError, match=r"VM db1 .* has lost contact with its host, unl"):
+            site.hold_alone(At(snapshot=lambda: site.control.set_host_connected("esx1.lab", False)))
+    finally:
+        site.control.set_host_connected("esx1.lab", True)
+    assert_called(site.hold_alone(At(), accept_less=False))

@@ -28,7 +28,7 @@ VM_ROW = replace(
     connection="connected",
     datastores=("datastore-1",),
     disks=(
-        DiskFacts(2000, "Hard disk 1", "[ds1] a/a.vmdk", "datastore-1", 1, "persistent", None, 0),
+        DiskFacts(2000, "Hard disk 1", "[ds1] a/a.vmdk", "datastore-1", 1, "persistent", None),
     ),
 )
 HOST_ROW = replace(

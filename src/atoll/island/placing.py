@@ -1,0 +1,105 @@
+"""Which placeholder shows which run: every VM's newest, unless a job still reads an older one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from atoll.island.presentation import Island, PresentedRun
+from atoll.island.runs import CapturedRun
+from atoll.model.certificate import CertifiedVm
+from atoll.model.errors import AtollError
+from atoll.vsphere.placeholder_vms import Hardware, Placeholder, Placeholders
+
+
+@dataclass(slots=True)
+class Refreshed:
+    """What a refresh did. `kept` has a sentence for each thing that stays as it was, and why."""
+
+    run: str
+    shown: list[Placeholder] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    retired: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+
+
+def refresh(
+    island: Island, placeholders: Placeholders, run: CapturedRun, alive: Mapping[str, Hardware]
+) -> Refreshed:
+    """Let the run's VMs be seen on the island, then clear what nobody sees any more.
+
+    `alive` is the hardware, by instance UUID, of the VMs that vCenter has now. A placeholder in use
+    stays with its run; that of a VM that is gone goes when it is not. Other runs' VMs stay.
+    """
+    placeholders.prepare()
+    done = Refreshed(run.name)
+    # What an earlier refresh left half-done, of this run too, begins anew.
+    _retire_unseen(island, placeholders, done)
+    presented = island.present(run)
+    known = {placeholder.vm: placeholder for placeholder in placeholders.all()}
+    for vm in run.certificate.vms:
+        hardware = alive.get(vm.instance_uuid)
+        if hardware is None:
+            done.kept.append(f"VM {vm.name} is not in vCenter any more, so nothing shows it.")
+            continue
+        try:
+            done.shown.append(
+                _show(placeholders, presented, vm, hardware, known.get(vm.instance_uuid))
+            )
+        except AtollError as error:
+            done.kept.append(str(error))
+    for uuid, placeholder in known.items():
+        if uuid in alive or placeholder.in_use:
+            continue
+        placeholders.remove(placeholder)
+        done.removed.append(placeholder.name)
+    _retire_unseen(island, placeholders, done)
+    return done
+
+
+def clear(island: Island, placeholders: Placeholders, run: str | None) -> Refreshed:
+    """Take a run, or all, off the island; placeholders stay, without disks.
+
+    Those in use stay as they are, and their runs with them.
+    """
+    done = Refreshed(run or "")
+    for placeholder in placeholders.all():
+        if not placeholder.disks or (run is not None and placeholder.run != run):
+            continue
+        if placeholder.in_use:
+            done.kept.append(
+                f"Placeholder {placeholder.name} has a VMware snapshot, so a backup job still reads "
+                f"run {placeholder.run}."
+            )
+        else:
+            placeholders.empty(placeholder)
+    _retire_unseen(island, placeholders, done)
+    return done
+
+
+def _show(
+    placeholders: Placeholders,
+    presented: PresentedRun,
+    vm: CertifiedVm,
+    hardware: Hardware,
+    known: Placeholder | None,
+) -> Placeholder:
+    disks = {
+        disk.key: (_moved(disk.path, presented.datastore_of(disk)), disk.size_bytes)
+        for disk in vm.disks
+    }
+    return placeholders.put(vm.instance_uuid, vm.name, presented.run, hardware, disks, known)
+
+
+def _moved(path: str, datastore: str) -> str:
+    return f"[{datastore}] {path.partition('] ')[2]}"
+
+
+def _retire_unseen(island: Island, placeholders: Placeholders, done: Refreshed) -> None:
+    seen = {placeholder.run for placeholder in placeholders.all() if placeholder.disks}
+    for run in island.presented():
+        if run in seen:
+            continue
+        try:
+            island.retire(run)
+            done.retired.append(run)
+        except AtollError as error:
+            done.kept.append(f"Run {run} is still on the island: {error}")

@@ -1,0 +1,84 @@
+"""The island as one site has it: refreshed from runs, looked at, cleared."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from atoll.island.placing import Refreshed, clear, refresh
+from atoll.island.presentation import Island, island_host
+from atoll.island.runs import captured_runs, find_run
+from atoll.model.errors import ConfigurationError, RunConflictError
+from atoll.service.site import Site
+from atoll.vsphere.placeholder_vms import Placeholder, Placeholders
+
+
+@dataclass(frozen=True, slots=True)
+class IslandStatus:
+    """`placeholders` by name; `runs` that have clones on the island, by name."""
+
+    placeholders: tuple[Placeholder, ...]
+    runs: tuple[str, ...]
+
+
+def refresh_island(site: Site, reference: str) -> Refreshed:
+    """Show a run on the island: its name, the beginning of one, or `latest`.
+
+    UnknownPointError when the storage has no such run.
+    """
+    with _exclusive(site):
+        run = find_run(site.engine(), reference)
+        island, placeholders = _open(site)
+        uuids = {
+            vm.instance_uuid
+            for known in captured_runs(site.engine())
+            for vm in known.certificate.vms
+        }
+        uuids |= {placeholder.vm for placeholder in placeholders.all()}
+        with site.pins().reading([(taken.group, taken.name) for taken in run.snapshots]):
+            return refresh(island, placeholders, run, placeholders.hardware(sorted(uuids)))
+
+
+def clear_island(site: Site, run: str | None) -> Refreshed:
+    """Take a run, or all, off the island; the placeholders stay, without disks."""
+    with _exclusive(site):
+        island, placeholders = _open(site)
+        return clear(island, placeholders, run)
+
+
+def island_status(site: Site) -> IslandStatus:
+    """What the island shows now."""
+    island, placeholders = _open(site)
+    return IslandStatus(tuple(placeholders.all()), tuple(sorted(island.presented())))
+
+
+def _open(site: Site) -> tuple[Island, Placeholders]:
+    if site.island is None:
+        raise ConfigurationError(
+            "The settings have no section [island], which this command needs; add it "
+            "(docs/operations/island.md shows one)."
+        )
+    vcenter, settings = site.vcenter(), site.island
+    host = island_host(vcenter.inventory().hosts, settings.host)
+    island = Island(
+        site.engine(), vcenter.island_volumes(host.name), host, site.repository().key_id[:8]
+    )
+    return island, vcenter.placeholders(host.name, settings.home, settings.folder)
+
+
+@contextmanager
+def _exclusive(site: Site) -> Iterator[None]:
+    """One refresh or clearing at a time; the kernel ends the lock of one that is killed."""
+    path = site.work_directory.parent / "island.lock"
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise RunConflictError(
+            "The island is being refreshed or cleared already; wait for that to end."
+        ) from error
+    finally:
+        os.close(descriptor)
