@@ -1,13 +1,6 @@
 """The agent's end of a dead-man's process, which takes and releases a hold for a module.
 
-How and why there is such a process: `deadman`. In a module's Application:
-
-    line = Lifeline(KIND, name, {"socket": …, "password": …})
-    recover:     line.recover(deadline)
-    open:        return line.open(deadline)      # what the watchdog may kill
-    hold:        answer = line.hold({…}, deadline)
-    still_held:  line.ask({…}, deadline)         # raises once it has let go
-    close:       line.close()
+How and why there is such a process: `deadman`. What an Application does with it: `outliving`.
 """
 
 import json

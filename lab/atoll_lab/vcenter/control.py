@@ -33,7 +33,10 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class NewDisk:
-    """A disk of a VM to add; `datastore` is a name, `path` is inside it, `kind` `flat` or `rdm`."""
+    """A disk of a VM to add; `datastore` is a name, `path` is inside it, `kind` `flat` or `rdm`.
+
+    `lun` is the LUN (`naa.…`) of an `rdm`, in `compatibility` mode (or `virtualMode`).
+    """
 
     key: int
     label: str
@@ -42,6 +45,8 @@ class NewDisk:
     datastore: str
     mode: str = "persistent"
     kind: str = "flat"
+    compatibility: str = "physicalMode"
+    lun: str = ""
 
 
 @dataclass(frozen=True, slots=True)

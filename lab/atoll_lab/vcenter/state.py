@@ -79,7 +79,10 @@ class DatastoreState:
 
 @dataclass
 class DiskState:
-    """A virtual disk; `datastore` is an id, `path` is inside it. `kind` is `flat` or `rdm`."""
+    """A virtual disk; `datastore` is an id, `path` is inside it. `kind` is `flat` or `rdm`.
+
+    `lun` is the LUN (`naa.…`) of an `rdm`, which is in `compatibility` mode.
+    """
 
     key: int
     label: str
@@ -89,6 +92,14 @@ class DiskState:
     mode: str = "persistent"
     kind: str = "flat"
     sharing: str = "sharingNone"
+    compatibility: str = "physicalMode"
+    lun: str = ""
+
+    @property
+    def left_out(self) -> bool:
+        """Whether VMware snapshots leave it out."""
+        physical = self.kind == "rdm" and self.compatibility == "physicalMode"
+        return physical or self.mode.startswith("independent")
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Which placeholder shows which run: every VM's newest, unless a job still reads an older one."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from atoll.island.presentation import Island, PresentedRun
@@ -8,6 +9,9 @@ from atoll.island.runs import CapturedRun
 from atoll.model.certificate import CertifiedVm
 from atoll.model.errors import AtollError
 from atoll.vsphere.placeholder_vms import Hardware, Placeholder, Placeholders
+
+# vCenter works on that many tasks of one host at a time by default.
+_AT_ONCE = 8
 
 
 @dataclass(slots=True)
@@ -35,17 +39,22 @@ def refresh(
     _retire_unseen(island, placeholders, done)
     presented = island.present(run)
     known = {placeholder.vm: placeholder for placeholder in placeholders.all()}
-    for vm in run.certificate.vms:
+
+    def show(vm: CertifiedVm) -> Placeholder | str:
         hardware = alive.get(vm.instance_uuid)
         if hardware is None:
-            done.kept.append(f"VM {vm.name} is not in vCenter any more, so nothing shows it.")
-            continue
+            return f"VM {vm.name} is not in vCenter any more, so nothing shows it."
         try:
-            done.shown.append(
-                _show(placeholders, presented, vm, hardware, known.get(vm.instance_uuid))
-            )
+            return _show(placeholders, presented, vm, hardware, known.get(vm.instance_uuid))
         except AtollError as error:
-            done.kept.append(str(error))
+            return str(error)
+
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="placeholder") as pool:
+        for outcome in pool.map(show, run.certificate.vms):
+            if isinstance(outcome, Placeholder):
+                done.shown.append(outcome)
+            else:
+                done.kept.append(outcome)
     for uuid, placeholder in known.items():
         if uuid in alive or placeholder.in_use:
             continue

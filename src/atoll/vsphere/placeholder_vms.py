@@ -161,6 +161,7 @@ class Placeholders:
         if known is None:
             spec = _new(vm, name, run, hardware, disks, self._home)
             task = self._session.call(what, lambda content: self._create(content, spec))
+            moref = str(self._await(task, what)._moId)
         else:
             moref, current = known.moref, known.disks
             task = self._session.call(
@@ -169,11 +170,16 @@ class Placeholders:
                     content, moref, vm, name, run, hardware, disks, current
                 ),
             )
-        self._await(task, what)
-        for placeholder in self.all():
-            if placeholder.vm == vm:
-                return placeholder
-        raise UnknownVmError(f"The placeholder of VM {name} is gone again; refresh once more.")
+            self._await(task, what)
+
+        def read(content: Any) -> Placeholder | None:
+            rows = read_objects(content, vim.VirtualMachine, [moref], _PATHS, 1)
+            return _placeholder(rows[0]) if rows else None
+
+        made = self._session.call(what, read)
+        if made is None:
+            raise UnknownVmError(f"The placeholder of VM {name} is gone again; refresh once more.")
+        return made
 
     def empty(self, placeholder: Placeholder) -> None:
         """Take its disks away, so that their volumes can go; their files stay as they are."""
@@ -200,8 +206,8 @@ class Placeholders:
 
         self._await(self._session.call(what, begin), what)
 
-    def _await(self, task: Any, what: str) -> None:
-        self._session.call(what, lambda content: await_task(content, task, what, _SECONDS))
+    def _await(self, task: Any, what: str) -> Any:
+        return self._session.call(what, lambda content: await_task(content, task, what, _SECONDS))
 
     def _prepare(self, content: Any) -> None:
         vms, folder = self._place(content)

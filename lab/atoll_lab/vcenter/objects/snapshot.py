@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pyVmomi import vim
 
 from atoll_lab.vcenter.objects.base import Call, Managed, answers, exposes
+from atoll_lab.vcenter.objects.volume_life import scsi_uuid
 from atoll_lab.vcenter.state import DiskState, SnapshotState
 
 if TYPE_CHECKING:
@@ -63,19 +64,12 @@ def snapshot_tree(vm: "SnapshotHolder", parent: str | None) -> list[Any]:
 
 def disk_backing(vm: "SnapshotHolder", disk: DiskState) -> Any:
     """What is behind a disk: its file, below one delta file a snapshot."""
-    datastore = vm.site.datastore(disk.datastore)
-    if disk.kind == "rdm":
-        return vim.vm.device.VirtualDisk.RawDiskMappingVer1BackingInfo(
-            fileName=datastore.path(disk.path),
-            datastore=datastore.ref,
-            diskMode=disk.mode,
-            compatibilityMode="physicalMode",
-        )
-    backing = _flat(vm, disk, disk.path)
-    depth = 0 if disk.mode.startswith("independent") else _depth(vm) + vm.state.deltas.left
+    make = _raw if disk.kind == "rdm" else _flat
+    backing = make(vm, disk, disk.path)
+    depth = 0 if disk.left_out else snapshot_depth(vm) + vm.state.deltas.left
     stem = disk.path.removesuffix(".vmdk")
     for number in range(1, depth + 1):
-        below, backing = backing, _flat(vm, disk, f"{stem}-{number:06d}.vmdk")
+        below, backing = backing, make(vm, disk, f"{stem}-{number:06d}.vmdk")
         backing.parent = below
     return backing
 
@@ -91,7 +85,24 @@ def _flat(vm: "SnapshotHolder", disk: DiskState, path: str) -> Any:
     )
 
 
-def _depth(vm: "SnapshotHolder") -> int:
+def _raw(vm: "SnapshotHolder", disk: DiskState, path: str) -> Any:
+    """A raw mapping; one whose LUN no host sees keeps its name, but has no device."""
+    datastore = vm.site.datastore(disk.datastore)
+    own = vm.site.host(vm.state.host).state.luns
+    others = (lun for host in vm.site.hosts() for lun in host.state.luns)
+    seen = next((scsi_uuid(lun) for lun in (*own, *others) if lun.naa == disk.lun), "")
+    return vim.vm.device.VirtualDisk.RawDiskMappingVer1BackingInfo(
+        fileName=datastore.path(path),
+        datastore=datastore.ref,
+        diskMode=disk.mode,
+        compatibilityMode=disk.compatibility,
+        sharing=disk.sharing,
+        lunUuid=seen or None,
+        deviceName=f"vml.{seen}" if seen else "",
+    )
+
+
+def snapshot_depth(vm: "SnapshotHolder") -> int:
     """How many snapshots lie between the current one and its root."""
     parents = {each.moid: each.parent for each in vm.state.snapshots}
     depth, at = 0, vm.state.current_snapshot

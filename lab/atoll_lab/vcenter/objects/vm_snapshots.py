@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from pyVmomi import vim
 
 from atoll_lab.vcenter.objects.base import Call, Managed, answers, exposes
-from atoll_lab.vcenter.objects.snapshot import Snapshot, snapshot_tree
+from atoll_lab.vcenter.objects.snapshot import Snapshot, snapshot_depth, snapshot_tree
 from atoll_lab.vcenter.state import SnapshotState, VmState
 
 if TYPE_CHECKING:
     from atoll_lab.vcenter.site import Site
+
+_MAX_LEVELS = 32
 
 
 class SnapshotHolder(Managed):
@@ -99,6 +101,8 @@ class SnapshotHolder(Managed):
         state, tools = self.state, self.state.tools
         if state.suspended or state.fault_tolerance != "notConfigured":
             raise vim.fault.InvalidState(msg="The operation is not allowed in the current state.")
+        if snapshot_depth(self) + state.deltas.left >= _MAX_LEVELS:
+            raise vim.fault.TooManySnapshotLevels(msg="There are too many snapshot levels.")
         possible = state.powered_on and tools.running == "guestToolsRunning" and tools.quiesces
         quiesced = self.site.guests.take_snapshot(state.name, quiesce and possible)
         with self.site.change():
