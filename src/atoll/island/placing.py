@@ -70,6 +70,7 @@ def clear(island: Island, placeholders: Placeholders, run: str | None) -> Refres
     Those in use stay as they are, and their runs with them.
     """
     done = Refreshed(run or "")
+    emptied = []
     for placeholder in placeholders.all():
         if not placeholder.disks or (run is not None and placeholder.run != run):
             continue
@@ -79,7 +80,9 @@ def clear(island: Island, placeholders: Placeholders, run: str | None) -> Refres
                 f"run {placeholder.run}."
             )
         else:
-            placeholders.empty(placeholder)
+            emptied.append(placeholder)
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="placeholder") as pool:
+        list(pool.map(placeholders.empty, emptied))
     _retire_unseen(island, placeholders, done)
     return done
 

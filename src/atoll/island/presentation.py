@@ -33,7 +33,12 @@ class PresentedRun:
     volumes: Sequence[MountedVolume]
 
     def datastore_of(self, disk: CertifiedDisk) -> str:
-        """The island's datastore that a production disk lies on."""
+        """The island's datastore that a production disk lies on; a raw LUN lies on none."""
+        if disk.raw_lun:
+            raise UnsupportedFormatError(
+                f"{disk.path} is a raw device mapping, which no placeholder shows; read the VM over "
+                "NBD or from its restore point."
+            )
         clone = self.clones[disk.group]
         naas = {lun.name: lun.naa for lun in clone.luns}
         wanted = tuple(naas[lun] for lun in disk.luns)
@@ -133,6 +138,7 @@ class Island:
             return
         naas = _naas(clones.values())
         self._volumes.let_go(naas)
+        self._volumes.stop_discovering(self._portals_of_none_but(clones.values()))
         for clone in clones.values():
             for lun in clone.luns:
                 self._engine.withdraw(clone.name, lun.name)
@@ -140,6 +146,19 @@ class Island:
         self._volumes.forget(naas)
         for clone in clones.values():
             self._engine.delete_clone(clone.name)
+
+    def _portals_of_none_but(self, clones: Collection[LunGroup]) -> set[tuple[str, int]]:
+        """The portals that serve these clones and nothing else."""
+        names = {clone.name for clone in clones}
+        ours: set[tuple[str, int]] = set()
+        others: set[tuple[str, int]] = set()
+        for shown in self._engine.presentations():
+            portals = {(portal.address, portal.port) for portal in shown.portals}
+            if shown.group in names:
+                ours |= portals
+            else:
+                others |= portals
+        return ours - others
 
     def _refuse_strays(
         self, run: str, clones: Mapping[str, LunGroup], naas: Collection[str]

@@ -69,29 +69,22 @@ class IslandVolumes:
         self._call(f"rescan host {self._host}", work)
 
     def discover(self, portals: Collection[tuple[str, int]]) -> None:
-        """See that the host looks for LUNs at these (address, port) too when it rescans.
+        """See that the host looks for LUNs at these (address, port) too when it rescans."""
 
-        A portal stays configured: storage systems have few, and keep them.
-        """
-        pages = self._session.page_objects
+        def add(storage: Any, device: str, known: set[tuple[str, int]]) -> None:
+            if missing := set(portals) - known:
+                storage.AddInternetScsiSendTargets(device, _send_targets(missing))
 
-        def work(content: Any) -> None:
-            paths = {vim.HostSystem: ("name", _STORAGE, _ADAPTERS)}
-            row = self._find(read_all(content, paths, pages))
-            adapter = _software_adapter(row.get(_ADAPTERS))
-            if adapter is None:
-                raise VCenterOperationError(
-                    f"Host {self._host} has no software iSCSI adapter; switch it on in vCenter."
-                )
-            known = {(str(each.address), each.port) for each in adapter.configuredSendTarget or ()}
-            targets = [
-                vim.host.InternetScsiHba.SendTarget(address=address, port=port)
-                for address, port in sorted(set(portals) - known)
-            ]
-            if targets:
-                row.get(_STORAGE).AddInternetScsiSendTargets(adapter.device, targets)
+        self._configure_discovery(add)
 
-        self._session.call(f"configure iSCSI discovery on host {self._host}", work)
+    def stop_discovering(self, portals: Collection[tuple[str, int]]) -> None:
+        """See that it does not: a rescan waits for each that does not answer."""
+
+        def remove(storage: Any, device: str, known: set[tuple[str, int]]) -> None:
+            if present := set(portals) & known:
+                storage.RemoveInternetScsiSendTargets(device, _send_targets(present), True)
+
+        self._configure_discovery(remove)
 
     def copies(self, naas: Collection[str]) -> list[VolumeCopy]:
         """The copies that lie on these LUNs, as of the last rescan."""
@@ -174,6 +167,25 @@ class IslandVolumes:
                 partial(_forget, naa=naa),
             )
 
+    def _configure_discovery(
+        self, change: Callable[[Any, str, set[tuple[str, int]]], None]
+    ) -> None:
+        """Run `change(storage system, adapter, portals configured)`."""
+        pages = self._session.page_objects
+
+        def work(content: Any) -> None:
+            paths = {vim.HostSystem: ("name", _STORAGE, _ADAPTERS)}
+            row = self._find(read_all(content, paths, pages))
+            adapter = _software_adapter(row.get(_ADAPTERS))
+            if adapter is None:
+                raise VCenterOperationError(
+                    f"Host {self._host} has no software iSCSI adapter; switch it on in vCenter."
+                )
+            known = {(str(each.address), each.port) for each in adapter.configuredSendTarget or ()}
+            change(row.get(_STORAGE), adapter.device, known)
+
+        self._session.call(f"configure iSCSI discovery on host {self._host}", work)
+
     def _scsi_uuids(self, naas: Collection[str]) -> list[str]:
         """Of the LUNs among these that the host sees and that are on."""
         pages = self._session.page_objects
@@ -213,6 +225,13 @@ class IslandVolumes:
             f"vCenter manages no host called {self._host}; it knows "
             f"{', '.join(sorted(names.values())) or 'none'}."
         )
+
+
+def _send_targets(portals: Collection[tuple[str, int]]) -> list[Any]:
+    return [
+        vim.host.InternetScsiHba.SendTarget(address=address, port=port)
+        for address, port in sorted(portals)
+    ]
 
 
 def _software_adapter(adapters: Any) -> Any | None:

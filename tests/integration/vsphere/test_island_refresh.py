@@ -137,6 +137,12 @@ class Farm:
                     reader.close()
         raise AssertionError(f"{path} is on no LUN that is presented")
 
+    def portals(self) -> tuple[str, ...]:
+        """Where the island looks for LUNs."""
+        return next(
+            host.portals for host in self.simulator.control.hosts() if host.name == ISLAND.name
+        )
+
     def trace(self) -> tuple[set[str], set[str], set[str]]:
         """Clones on the storage, the island's LUNs, the datastores of vCenter beyond the usual."""
         clones = {group.name for group in self.engine.groups() if group.clone_of}
@@ -176,6 +182,7 @@ NOTHING: tuple[set[str], set[str], set[str]] = (set(), set(), set())
 
 
 def test_placeholders_show_the_newest_run_and_old_ones_go(farm):
+    before = farm.portals()
     done = farm.refresh(farm.run("r1"))
     assert (done.kept, done.removed, done.retired) == ([], [], [])
     assert farm.shown() == {vm: ("r1", disks) for vm, disks in ALL.items()}
@@ -195,6 +202,7 @@ def test_placeholders_show_the_newest_run_and_old_ones_go(farm):
     done = clear(farm.island, farm.placeholders, None)
     assert (done.kept, done.retired) == ([], ["r2"])
     assert farm.trace() == NOTHING
+    assert farm.portals() == before, "a rescan waits for none that is gone"
     assert {p.vm: p.moref for p in farm.placeholders.all()} == morefs
     farm.engine.delete_snapshot("prod", "atoll-1-r1")
     farm.engine.delete_snapshot("prod", "atoll-1-r2")
