@@ -70,11 +70,11 @@ class Holder(Protocol):
         ...
 
     def hold(self, arguments: Mapping[str, Any], deadline: Deadline) -> Mapping[str, Any]:
-        """Take the hold; the answer is the module's own. After a failure `release` follows."""
+        """Take the hold; the answer is what `outliving` reads. After a failure `release` follows."""
         ...
 
     def ask(self, arguments: Mapping[str, Any], deadline: Deadline) -> Mapping[str, Any]:
-        """Any other question of the module's, e.g. whether it is still held."""
+        """Whether it is ready or still held, as `outliving` asks, or what a module asks besides."""
         ...
 
     def release(self, deadline: Deadline) -> None:

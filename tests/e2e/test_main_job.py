@@ -89,6 +89,23 @@ def test_the_island_host_sees_no_production_lun(lab: LiveLab, job: Job) -> None:
     assert all(island not in item.initiators for item in lab.engine.presentations())
 
 
+def test_the_island_shows_the_increment_and_nothing_stays(lab: LiveLab, job: Job) -> None:
+    shown = lab.check("island", "refresh", "--json").json
+    assert shown["kept"] == []
+    run = job.increment.run
+    assert {(one["name"], one["run"]) for one in shown["shown"]} == {(vm, run) for vm in VMS}
+    status = lab.check("island", "status", "--json").json
+    disks = {one["name"]: len(one["disks"]) for one in status["placeholders"]}
+    assert (disks, status["runs"]) == ({"app1": 1, "db1": 3}, [run])
+    hosts = {host.name: host for host in lab.control.hosts()}
+    assert len(hosts["island1.lab"].luns) == len(LUNS)
+    inventory = lab.check("inventory", "--json").json
+    assert {row["vm"] for row in inventory} == set(VMS), "placeholders are no VMs to back up"
+    assert lab.check("island", "clear", "--json").json["retired"] == [run]
+    assert {host.name: host.luns for host in lab.control.hosts()}["island1.lab"] == ()
+    lab.assert_in_order()
+
+
 def test_points_and_repository_say_the_same(lab: LiveLab, job: Job) -> None:
     points = lab.check("points", "app1", "--json").json
     assert [item["point"]["run"] for item in points][-2:] == [job.full.run, job.increment.run]

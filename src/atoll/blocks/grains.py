@@ -21,7 +21,7 @@ from atoll.model.readers import BlockReader
 ABSENT, ZEROED = -2, -1
 """In place of a file offset: the disk below has the grain; it reads as zeros."""
 
-MAX_PIECES = 1 << 24  # 64 GiB written 4 KiB at a time, none beside its neighbour
+MAX_PIECES = 1 << 24  # 32 GiB written 4 KiB at a time, none beside its neighbour
 _BATCH_TABLES = 64
 _SECTOR = 512
 
@@ -159,22 +159,16 @@ def _joined(disk_offset: Int64Array, file_offset: Int64Array, file: SparseFile) 
 
 
 def _check_places(file: SparseFile, grains: Grains, file_bytes: int) -> None:
-    """No two things in one place of the file, and all of them within it."""
+    """No two things in one place of the file, and all grains within it."""
     live = grains.file_offset != ZEROED
+    at = grains.file_offset[live]
+    past = at + grains.length[live]
+    if len(at) and (at.min() < 0 or past.max() > file_bytes):
+        raise ValueError("a grain lies past the end of the file")
     tables = file.tables[file.tables != ABSENT]
     own = np.array(file.metadata, dtype=np.int64).reshape(-1, 2)
-    begin = np.concatenate((own[:, 0], tables, grains.file_offset[live]))
-    end = np.concatenate(
-        (
-            own[:, 1],
-            tables + file.entries * file.entry.itemsize,
-            grains.file_offset[live] + grains.length[live],
-        )
-    )
-    if not len(begin):
-        return
-    if begin.min() < 0 or end.max() > file_bytes:
-        raise ValueError("a grain lies past the end of the file")
+    begin = np.concatenate((own[:, 0], tables, at))
+    end = np.concatenate((own[:, 1], tables + file.entries * file.entry.itemsize, past))
     order = np.argsort(begin, kind="stable")
     if bool(np.any(end[order][:-1] > begin[order][1:])):
         raise ValueError("two of its parts claim the same place in the file")

@@ -76,5 +76,7 @@ def _tell(done: Refreshed, *, json: bool) -> None:
             out.print(f"Took run {run} off the island.")
         for sentence in done.kept:
             err.print(sentence, style="yellow")
+        if not (done.shown or done.removed or done.retired or done.kept):
+            out.print("Nothing was on the island.")
     if done.kept:
         raise typer.Exit(KEPT)

@@ -97,11 +97,7 @@ REFUSED = {
     "no Tools": ({"tools.running": "guestToolsNotRunning"}, "VMware Tools does not run in it"),
     "Fault Tolerance": ({"fault_tolerance": "running"}, "it is protected by Fault Tolerance"),
     "shared bus": ({"bus_sharing": "physicalSharing"}, "shares its bus (physicalSharing)"),
-    "consolidation": ({"deltas.left": 1}, "its disks need to be consolidated"),
-    "linked clone": (
-        {"deltas.left": 1, "deltas.noted": False},
-        "a disk of it is written to a delta file, as with a linked clone",
-    ),
+    "32 deltas": ({"deltas.left": 32}, "its disks lie on 32 deltas already"),
 }
 
 
@@ -132,11 +128,51 @@ def test_a_disk_that_snapshots_leave_out_is_a_reason(site, snapshots, changes, r
     assert reason in told
 
 
-def test_somebody_elses_snapshot_is_a_reason_and_never_touched(site, vcenter, snapshots, stock):
+def test_vsphere_itself_makes_no_more_than_32_levels(site, snapshots, monkeypatch):
+    from atoll.vsphere import snapshot_state
+
+    monkeypatch.setattr(snapshot_state, "MAX_DELTAS", 99)
+    site.control.change_vm("db1", {"deltas.left": 32})
+    with pytest.raises(VCenterOperationError, match="too many snapshot levels"):
+        snapshots.quiesced_snapshot(DB1_UUID, NAME, TEXT, DEADLINE)
+
+
+def test_one_on_top_of_others_goes_and_they_stay(site, vcenter, snapshots, stock):
+    vm = stock.content.searchIndex.FindByUuid(None, DB1_UUID, True, True)
+    wait_for(stock, vm.CreateSnapshot_Task("before the upgrade", "", False, False))
+    planned = vcenter.placement([DB1_UUID])[DB1_UUID]
+    snapshots.quiesced_snapshot(DB1_UUID, NAME, TEXT, DEADLINE)
+    assert vcenter.placement([DB1_UUID])[DB1_UUID].disks != planned.disks
+    snapshots.remove(DB1_UUID, NAME, DEADLINE)
+    assert names(site) == ["before the upgrade"]
+    assert vcenter.placement([DB1_UUID])[DB1_UUID] == planned
+
+
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize("later", [True, False])
+def test_deltas_that_were_there_before_are_not_merged(site, vcenter, snapshots, noted, later):
+    site.control.change_vm("db1", {"deltas.left": 2, "deltas.noted": noted})
+    planned = vcenter.placement([DB1_UUID])[DB1_UUID]
+    snapshots.quiesced_snapshot(DB1_UUID, NAME, TEXT, DEADLINE)
+    keeper = vcenter.snapshots("site-a") if later else snapshots
+    keeper.remove(DB1_UUID, NAME, DEADLINE)
+    assert (names(site), state(site).deltas.left) == ([], 2)
+    assert vcenter.placement([DB1_UUID])[DB1_UUID] == planned
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_a_delta_more_than_before_is_merged_with_them(site, vcenter, snapshots, later):
+    site.control.change_vm("db1", {"deltas.left": 1, "deltas.leave": 1})
+    snapshots.quiesced_snapshot(DB1_UUID, NAME, TEXT, DEADLINE)
+    keeper = vcenter.snapshots("site-a") if later else snapshots
+    keeper.remove(DB1_UUID, NAME, DEADLINE)
+    assert state(site).deltas.left == 0
+
+
+def test_somebody_elses_snapshot_is_never_touched(site, vcenter, snapshots, stock):
     theirs = vcenter.snapshots("site-b")
     theirs.quiesced_snapshot(DB1_UUID, NAME, TEXT, DEADLINE)
-    [told] = snapshots.refusals([DB1_UUID])[DB1_UUID]
-    assert told == f"it has a VMware snapshot already ({NAME})"
+    assert snapshots.refusals([DB1_UUID]) == {DB1_UUID: ()}
 
     snapshots.remove(DB1_UUID, NAME, DEADLINE)
 

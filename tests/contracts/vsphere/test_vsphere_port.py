@@ -138,6 +138,33 @@ def test_snapshots_templates_and_raw_mappings_are_told(site, vcenter, stock):
     assert not vms["db1"].has_snapshot
 
 
+@pytest.mark.parametrize("mode", ["virtualMode", "physicalMode"])
+def test_a_raw_mapping_is_followed_to_its_lun(site, vcenter, stock, mode):
+    disk = NewDisk(2000, "Hard disk 1", "r/r.vmdk", MIB, "vmfs1", "persistent", "rdm", mode, NAA2)
+    site.control.add_vm("raw1", "vmfs1", "r/r.vmx", [disk], ESX1.name, "Other", powered_on=True)
+
+    raw1 = next(vm for vm in vcenter.inventory().vms if vm.name == "raw1")
+    (found,) = raw1.disks
+    assert (found.rdm_mode, found.lun) == (mode, NAA2)
+    before = vcenter.placement([raw1.instance_uuid])[raw1.instance_uuid]
+    assert before.raw_luns == ((2000, found.lun_uuid),)
+
+    vm = stock.content.searchIndex.FindByUuid(None, raw1.instance_uuid, True, True)
+    backing = vm.config.hardware.device[1].backing
+    assert (backing.lunUuid, backing.deviceName) == (found.lun_uuid, f"vml.{found.lun_uuid}")
+    WaitForTask(vm.CreateSnapshot_Task("s", "", False, False), si=stock)
+    (found,) = next(vm for vm in vcenter.inventory().vms if vm.name == "raw1").disks
+    assert found.lun == NAA2
+    held = mode == "virtualMode"
+    assert found.path == ("r/r-000001.vmdk" if held else "r/r.vmdk")
+    assert found.below == (("[vmfs1] r/r.vmdk",) if held else ())
+
+    with site.simulator.site.change():
+        site.simulator.site.vm_named("raw1").state.disks[0].lun = NAA1
+    after = vcenter.placement([raw1.instance_uuid])[raw1.instance_uuid]
+    assert after.raw_luns != before.raw_luns
+
+
 def test_placement_follows_vmotion_and_storage_vmotion(site, vcenter):
     vcenter.inventory()
     before = vcenter.placement([DB1_UUID, APP1_UUID])

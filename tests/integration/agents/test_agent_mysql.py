@@ -65,13 +65,14 @@ def sql(sock, statement, password=True):
     return done.stdout.strip()
 
 
-@pytest.fixture
-def guest(tmp_path):
-    image, where, sock = tmp_path / "disk.img", tmp_path / "disk", tmp_path / "a.sock"
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory):
+    base = tmp_path_factory.mktemp("mysql")
+    image, where, sock = base / "disk.img", base / "disk", base / "a.sock"
     with disk(image, where, megabytes=1024):
         run(MYSQLD, *options(where / "data"), "--initialize-insecure")
         binlog = f"--log-bin={where}/data/bin"
-        with server(where / "data", sock, tmp_path / "a.log", binlog):
+        with server(where / "data", sock, base / "a.log", binlog):
             quoted = PASSWORD.replace("\\", "\\\\")
             sql(sock, f"ALTER USER root@localhost IDENTIFIED BY '{quoted}'", password=False)
             sql(
@@ -79,9 +80,9 @@ def guest(tmp_path):
                 "CREATE DATABASE shop; CREATE TABLE shop.orders "
                 "(id int AUTO_INCREMENT PRIMARY KEY, note varchar(200), n int)",
             )
-            (tmp_path / "password").touch(0o600)
-            (tmp_path / "password").write_text(PASSWORD)
-            yield tmp_path
+            (base / "password").touch(0o600)
+            (base / "password").write_text(PASSWORD)
+            yield base
 
 
 def entry(base, sock):

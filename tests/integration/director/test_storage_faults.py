@@ -133,20 +133,20 @@ class SilentEngine:
 
 def test_storage_that_never_answers(site: SmallSite, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guests and VMware snapshots are not kept for it, the run fails, and what comes late goes."""
-    monkeypatch.setattr(capture, "_LATE_STORAGE_SECONDS", 2.0)
+    monkeypatch.setattr(capture, "_LATE_STORAGE_SECONDS", 0.5)
     engine = SilentEngine(site.engine(), "gold")
     at = At()
     try:
         with pytest.raises(
             StorageUnreachableError,
             match=r"The storage did not answer when asked to snapshot LUN group gold, also not within "
-            r"2 s after all guests were let go; .* Should snapshot atoll-\S+ appear later, the next "
+            r"0\.5 s after all guests were let go; .* Should snapshot atoll-\S+ appear later, the next "
             r"run or `atoll cleanup` deletes it\.",
         ) as failure:
             site.back_up(at, engine=engine, **SHORT)  # type: ignore[arg-type]
         assert not getattr(failure.value, "__notes__", [])
         assert at.notes == [
-            ": nobody is held any more; waiting up to 2 s for the storage's snapshots of gold"
+            ": nobody is held any more; waiting up to 0.5 s for the storage's snapshots of gold"
         ]
         assert all(guest.serves(1.0) for guest in site.guests.values())
         with site.opened() as opened:

@@ -74,7 +74,7 @@ def atoll(place: Path, *arguments: object) -> list[str]:
 def exporting(
     place: Path, *arguments: object, status: int = 0
 ) -> Iterator[dict[str, dict[str, str]]]:
-    """The exports by name while the command runs; it is ended by Ctrl-C."""
+    """The exports by name while the command runs; it is ended as by Ctrl-C."""
     with subprocess.Popen(
         atoll(place, *arguments, "--json"),
         stdout=subprocess.PIPE,
@@ -90,7 +90,7 @@ def exporting(
                 told += line
             yield {each["name"]: each for each in json.loads(told)}
         finally:
-            command.send_signal(signal.SIGINT)
+            command.send_signal(signal.SIGTERM)
             _, said = command.communicate(timeout=60)
         assert command.returncode == status, said
         assert "Traceback" not in said

@@ -321,6 +321,48 @@ def test_a_vm_that_is_not_what_was_planned_is_not_held(changed, says) -> None:
     assert storage.names == set()
 
 
+def test_a_vm_that_had_snapshots_when_it_was_planned_is_held_with_them() -> None:
+    vm = planned("a")
+    plan = Plan("r1", (replace(vm, vm=replace(vm.vm, has_snapshot=True)),), ())
+    where = {"a": place("a", has_snapshot=True)}
+    means = Means({"a": Guest([], "a")}, Storage([]), lambda uuids: where, Vmware([]))
+    made = capture(plan, "atoll-r1", means, HoldPolicy(), Silent())
+    assert made.proofs["a"].consistency is Consistency.APP
+
+
+def test_a_raw_mapping_that_shows_another_lun_now_is_noticed() -> None:
+    vm = planned("a")
+    disk = replace(vm.disks[0].disk, rdm=True, lun_uuid="02aa", lun="naa.aa")
+    vm = replace(vm, vm=replace(vm.vm, disks=(disk,)))
+    mapped = place("a", raw_luns=((2000, "02aa"),))
+    other = place("a", raw_luns=((2000, "02bb"),))
+    means = Means({"a": Guest([], "a")}, Storage([]), lambda uuids: {"a": other}, Vmware([]))
+    with pytest.raises(HoldFailedError, match="other disks"):
+        capture(Plan("r1", (vm,), ()), "atoll-r1", means, HoldPolicy(), Silent())
+    places = iter([mapped, *[other] * 9])
+    means = replace(means, placement=lambda uuids: {"a": next(places)})
+    policy = HoldPolicy(moves=0)
+    proof = capture(Plan("r1", (vm,), ()), "atoll-r1", means, policy, Silent()).proofs["a"]
+    assert proof.consistency is Consistency.CRASH
+    assert "other disks" in proof.reasons[-1]
+
+
+@pytest.mark.parametrize(
+    ("groups", "consistency"),
+    [(("prod",), Consistency.CRASH), (("prod", "test"), Consistency.NONE)],
+)
+def test_a_disk_that_another_running_vm_writes_to_is_not_called_consistent(
+    groups, consistency
+) -> None:
+    vm = planned("a", groups=groups)
+    shared = tuple(replace(disk, shared_with=("node2",)) for disk in vm.disks)
+    plan = Plan("r1", (replace(vm, disks=shared),), ())
+    means = Means({"a": Guest([], "a")}, Storage([]), still, Vmware([]))
+    proof = capture(plan, "atoll-r1", means, HoldPolicy(), Silent()).proofs["a"]
+    assert proof.consistency is consistency
+    assert "Hard disk 1 is attached to node2 too" in proof.reasons[0]
+
+
 def test_a_vmware_snapshot_taken_during_the_hold_downgrades_the_point() -> None:
     places = iter([place("a"), *[place("a", has_snapshot=True)] * 9])
     proof = run([Guest([], "a")], Storage([]), lambda uuids: {"a": next(places)}, moves=0)

@@ -43,6 +43,12 @@ def vm(name: str, *datastores: str, snapshot: bool = False, rdm: bool = False) -
     )
 
 
+def with_disk(datastore: str, name: str = "a", **changes) -> VirtualMachine:
+    """A VM with one disk that is changed so."""
+    machine = vm(name, datastore)
+    return dataclasses.replace(machine, disks=(dataclasses.replace(machine.disks[0], **changes),))
+
+
 def inventory(*vms: VirtualMachine) -> Inventory:
     return Inventory((Host("host-1", "esx1", None),), DATASTORES, vms)
 
@@ -88,13 +94,17 @@ def test_two_vms_of_one_name_must_be_told_apart_by_uuid() -> None:
     [
         (vm("a", "local1"), "local datastore local1"),
         (vm("a", "foreign"), "no configured storage system"),
-        (vm("a", "ds1", snapshot=True), "VMware snapshot"),
         (dataclasses.replace(vm("a", "ds1", snapshot=True), linked_clone=True), "full clone"),
+        (with_disk("ds1", below=("[ds1] b/b.vmdk",)), "full clone"),
+        (with_disk("ds1", below=("[ds2] a/0.vmdk",)), "full clone"),
+        (with_disk("ds1", below=("[ds1] a/x.vmdk",) * 33), "33 deltas .* consolidate"),
+        (vm("a", "ds1", rdm=True), "no host names .*vCenter does not say which"),
+        (with_disk("ds1", rdm=True, lun_uuid="02aa"), r"no host names \(02aa\); rescan"),
+        (with_disk("ds1", rdm=True, lun=NAA.format(9)), "LUN naa.* no configured storage system"),
         (
-            dataclasses.replace(vm("a", "ds1", snapshot=True), consolidation_needed=True),
-            "consolidate",
+            with_disk("ds1", rdm=True, lun=NAA.format(3), below=("[ds1] a/rdm.vmdk",)),
+            "LUN is in group test while the snapshot lies in prod",
         ),
-        (vm("a", "ds1", rdm=True), "raw device mapping"),
         (vm("a"), "no disk"),
         (vm("a", "wide"), "never snapshot together"),
     ],
@@ -104,6 +114,52 @@ def test_what_cannot_be_protected_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(UnprotectableVmError, match=says):
         plan(inventory(machine), "a")
+
+
+def test_a_vm_with_snapshots_is_planned_as_it_runs_now() -> None:
+    below = tuple(f"[ds1] a/0-{n:06d}.vmdk" for n in range(31, -1, -1))
+    machine = dataclasses.replace(with_disk("ds1", below=below), has_snapshot=True)
+    (disk,) = plan(inventory(machine), "a").vms[0].disks
+    assert (disk.disk.path, disk.luns, disk.raw_lun) == ("a/0.vmdk", ("lun1",), "")
+    waiting = dataclasses.replace(machine, consolidation_needed=True)
+    assert plan(inventory(waiting), "a").vms[0].vm is waiting
+
+
+def test_a_raw_mapping_lies_on_its_own_lun_wherever_its_mapping_is() -> None:
+    raw = with_disk("local1", rdm=True, rdm_mode="physicalMode", lun=NAA.format(3))
+    made = plan(inventory(raw, vm("b", "ds1")), "a", "b")
+    (disk,) = made.vms[0].disks
+    assert (disk.group, disk.vmfs_uuid, disk.luns, disk.raw_lun) == ("test", "", (), "lun1")
+    assert (made.luns("test"), made.raw_luns("test")) == ((), ("lun1",))
+    assert (made.luns("prod"), made.raw_luns("prod")) == (("lun1",), ())
+
+
+def test_a_raw_mapping_with_a_snapshot_lies_on_the_volume_and_on_its_lun() -> None:
+    below = ("[ds1] a/rdm.vmdk",)
+    raw = with_disk("ds1", rdm=True, rdm_mode="virtualMode", lun=NAA.format(2), below=below)
+    made = plan(inventory(raw), "a")
+    (disk,) = made.vms[0].disks
+    assert (disk.vmfs_uuid, disk.luns, disk.raw_lun) == ("uuid-1", ("lun1",), "lun2")
+    assert (made.luns("prod"), made.raw_luns("prod")) == (("lun1",), ("lun2",))
+
+
+def test_what_is_said_of_others_counts_their_raw_luns_and_all_their_files() -> None:
+    raw = with_disk("foreign", "raw", rdm=True, lun=NAA.format(2))
+    stray = with_disk("ds2", "stray", rdm=True, lun=NAA.format(9), below=("[ds2] stray/0.vmdk",))
+    clone = with_disk("ds1", "clone", below=("[foreign] base/base.vmdk",))
+    said = {each.name: each for each in plan(inventory(vm("db1", "ds1"), raw, stray, clone), "db1")
+            .bystanders}  # fmt: skip
+    assert said["raw"].consistency is Consistency.CRASH
+    assert said["stray"].consistency is said["clone"].consistency is Consistency.NONE
+
+
+def test_a_disk_that_a_running_vm_outside_the_job_has_too_is_marked() -> None:
+    mine, theirs = (with_disk("ds1", n, rdm=True, lun=NAA.format(2)) for n in ("a", "b"))
+    found = inventory(mine, theirs, vm("c", "ds1"))
+    assert plan(found, "a").vms[0].disks[0].shared_with == ("b",)
+    assert plan(found, "a", "b").vms[0].disks[0].shared_with == ()
+    off = dataclasses.replace(theirs, powered_on=False)
+    assert plan(inventory(mine, off), "a").vms[0].disks[0].shared_with == ()
 
 
 def test_disks_in_several_groups_are_all_planned() -> None:

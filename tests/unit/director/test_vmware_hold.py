@@ -16,7 +16,7 @@ from atoll.model.errors import (
     VCenterOperationError,
     VCenterUnreachableError,
 )
-from atoll.model.inventory import VirtualMachine
+from atoll.model.inventory import VirtualDisk, VirtualMachine
 from atoll.model.vmware import LeftoverSnapshot, VmwareSnapshot
 
 BOOT = "0b9d0f6e-3c1b-4d43-9c59-0d8f3b6f2a11"
@@ -163,6 +163,34 @@ def test_quiesced_and_an_unbroken_account_is_application_consistent(vcenter):
     assert (told.hold.began_at, told.hold.frozen_at, told.hold.thawed_at) == (1000, 1001, 1002)
     assert told.hold.applications[0].witness == "7"
     assert vcenter.snapshots == {}
+
+
+@pytest.mark.parametrize(
+    ("modes", "consistency"),
+    [
+        (("", "physicalMode"), Consistency.NONE),
+        (("", "independent_persistent"), Consistency.NONE),
+        (("physicalMode", "physicalMode"), Consistency.CRASH),
+        (("", "virtualMode"), Consistency.FILESYSTEM),
+    ],
+)
+def test_a_disk_that_snapshots_leave_out_is_of_another_instant(vcenter, modes, consistency):
+    disks = tuple(
+        VirtualDisk(2000 + n, f"Hard disk {n}", "vmfs1", f"{n}.vmdk", 1,
+                    mode if mode.startswith("independent") else "persistent",
+                    mode.endswith("Mode"), mode if mode.endswith("Mode") else None)
+        for n, mode in enumerate(modes)
+    )  # fmt: skip
+    machine = replace(virtual_machine("db1"), disks=disks)
+    vcenter.after_hold["uuid-db1"] = account(5, applications=[])
+    hold = VmwareHold(vcenter, "run-1", {}, 0.1)
+    hold.prepare([machine])
+    hold.hold([machine], DEADLINE)
+    told = hold.release(DEADLINE)["uuid-db1"]
+    assert told.consistency is consistency
+    assert told.stood_still is (consistency is Consistency.FILESYSTEM)
+    if not told.stood_still:
+        assert "leave out" in told.reasons[0] and "Hard disk 1" in told.reasons[0]
 
 
 def test_the_guests_clock_is_bounded_by_ours(vcenter, monkeypatch):

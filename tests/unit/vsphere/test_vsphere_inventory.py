@@ -190,6 +190,54 @@ def test_raw_mappings_have_their_mode(monkeypatch):
     assert only_vm(monkeypatch, [disk(flat())]).disks[0].rdm_mode is None
 
 
+def scsi(uuid, name):
+    return vim.host.ScsiDisk(uuid=uuid, canonicalName=name, localDisk=False)
+
+
+def raw(uuid):
+    return vim.vm.device.VirtualDisk.RawDiskMappingVer1BackingInfo(
+        fileName="[ds] r/r.vmdk",
+        datastore=vim.Datastore("datastore-1"),
+        compatibilityMode="virtualMode",
+        lunUuid=uuid,
+    )
+
+
+def test_the_lun_of_a_raw_mapping_is_found_whatever_number_a_host_sees_it_under(monkeypatch):
+    seen = {"config__storageDevice__scsiLun": [scsi("0200010000aaaa", "naa.aa")]}
+    clash = {"config__storageDevice__scsiLun": [scsi("0200070000cccc", "naa.c1")]}
+    again = {"config__storageDevice__scsiLun": [scsi("0200080000cccc", "naa.c2")]}
+    luns = {}
+    for uuid in ("0200010000aaaa", "0200990000aaaa", "0200990000bbbb", "0200990000cccc", None):
+        hosts = host(**seen), host("host-2", "esx2", **clash), host("host-3", "esx3", **again)
+        found = read(monkeypatch, *hosts, store(), vm([disk(raw(uuid))])).inventory
+        (mapped,) = found.vms[0].disks
+        assert mapped.lun_uuid == (uuid or "")
+        luns[uuid] = mapped.lun
+    assert luns == {
+        "0200010000aaaa": "naa.aa",
+        "0200990000aaaa": "naa.aa",
+        "0200990000bbbb": "",
+        "0200990000cccc": "",
+        None: "",
+    }
+
+
+def test_the_files_below_a_disk_are_told_nearest_first(monkeypatch):
+    files = ("[ds] c/c-2.vmdk", "[ds] c/c-1.vmdk", "[ds] c/c.vmdk")
+    (found,) = only_vm(monkeypatch, [disk(chain(*files))], snapshot=snapshots(2)).disks
+    assert found.below == files[1:]
+    assert found.folders == {"[ds] c"}
+
+
+def test_deltas_that_no_snapshot_explains_make_no_clone_in_the_own_folder(monkeypatch):
+    two = chain("[ds] c/c-000001.vmdk", "[ds] c/c.vmdk")
+
+    found = only_vm(monkeypatch, [disk(two)])
+
+    assert (found.linked_clone, found.has_snapshot) == (False, True)
+
+
 def test_a_vm_that_vcenter_has_no_contact_with_is_left_out(monkeypatch):
     lost = vm([disk(flat())], runtime__connectionState="disconnected")
 
