@@ -12,6 +12,9 @@ from pathlib import Path
 SECTOR = 512
 SE_GRAIN = 4096
 TABLE = 4096
+MIB = (1 << 20) // SECTOR
+"""In sectors: what ESX aligns the larger regions to."""
+
 ZERO, UNMAPPED = "zero", "unmapped"
 State = bytes | str
 """A grain's content, or how it is none."""
@@ -39,24 +42,26 @@ def write_sesparse(
 
     regions: dict[str, tuple[int, int]] = {}
     at = 1
-    for name, length, align in (
-        ("volatile", 1, 1),
-        ("journal_header", 2, 2),
-        ("journal", 2048, 8),
-        ("directory", -(-directory_entries * 8 // SECTOR), 8),
-        ("tables", (directory_entries + 2) * 64, 8),
-        ("free_bitmap", 8, 8),
-        ("backmap", -(-(len(data) + 16) * 8 // SECTOR), 8),
-        ("grains", (len(data) + 16) * 8, 8),
+    for name, length in (
+        ("volatile", 1),
+        ("journal_header", 2),
+        ("journal", MIB),
+        ("directory", -(-directory_entries * 8 // SECTOR // MIB) * MIB),
+        ("tables", -(-(directory_entries + 2) * 64 // MIB) * MIB),
+        ("free_bitmap", MIB),
+        ("backmap", MIB),
+        ("grains", sectors),
     ):
-        at = -(-at // align) * align
+        at = -(-at // MIB) * MIB if length >= MIB else at
         regions[name] = (at, length)
         at += length
+    # As with ESX the file ends where the grains end that were ever used, not with the region.
+    end = regions["grains"][0] + (len(data) + 16) * 8
     numbers = [0xCAFEBABE, 0x200000001, sectors, 8, 64, 0, 0, 0, 0, 0]
     for region in regions.values():
         numbers += region
     with path.open("wb") as file:
-        file.truncate(at * SECTOR)
+        file.truncate(end * SECTOR)
         file.write(struct.pack("<26Q304x", *numbers))
         file.seek(regions["volatile"][0] * SECTOR)
         file.write(struct.pack("<4Q480x", 0xCAFECAFE, len(used_tables), 7, replay_journal))

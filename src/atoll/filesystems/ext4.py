@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from atoll.filesystems import journal
 from atoll.filesystems.ext4_attributes import attributes, inline_rest
-from atoll.filesystems.ext4_content import runs
+from atoll.filesystems.ext4_content import Run, runs
 from atoll.filesystems.ext4_layout import (
     COMPRESSED,
     DIRECTORY_TYPES,
@@ -16,7 +16,7 @@ from atoll.filesystems.ext4_layout import (
     Layout,
     damaged,
 )
-from atoll.filesystems.interface import Blocks, Data, Entry, EntryKind, Journal
+from atoll.filesystems.interface import Blocks, Data, Entry, EntryKind, Journal, Placed
 from atoll.model.errors import UnsupportedFormatError
 
 _ROOT = 2
@@ -41,7 +41,7 @@ def open_volume(blocks: Blocks) -> "Ext4Volume":
     replayed = journal.overlay(layout)
     if replayed is None:
         return Ext4Volume(layout, "clean")
-    return Ext4Volume(Layout(replayed), "replayed")
+    return Ext4Volume(Layout(replayed), "replayed", replayed)
 
 
 class Ext4Volume:
@@ -49,8 +49,12 @@ class Ext4Volume:
 
     root = _ROOT
 
-    def __init__(self, layout: Layout, state: Journal) -> None:
+    def __init__(
+        self, layout: Layout, state: Journal, replayed: journal.JournalOverlay | None = None
+    ) -> None:
         self._layout = layout
+        self._replayed = replayed
+        self._last: Inode | None = None
         self.kind = layout.kind
         self.label = layout.label
         self.uuid = layout.uuid
@@ -58,7 +62,7 @@ class Ext4Volume:
 
     def entry(self, inode: int, path: str) -> Entry:
         """Metadata of an inode under the name it was found by."""
-        node = self._layout.inode(inode)
+        node = self._node(inode)
         kind = _KINDS.get(stat.S_IFMT(node.mode))
         if kind is None or node.nlink == 0:
             raise damaged(f"{path} names inode {inode}, which is not in use")
@@ -76,6 +80,7 @@ class Ext4Volume:
             inode=inode,
             target=self._target(node) if kind is EntryKind.SYMLINK else None,
             device=_device(node) if kind in (EntryKind.CHARACTER, EntryKind.BLOCK) else None,
+            allocated_bytes=node.allocated_bytes,
         )
 
     def names(self, inode: int) -> Iterator[tuple[bytes, int]]:
@@ -96,11 +101,46 @@ class Ext4Volume:
 
     def content(self, inode: int) -> Iterator[Data]:
         """Bytes of a file, holes and preallocated blocks left out."""
-        return self._content(self._layout.inode(inode))
+        return self._content(self._node(inode))
+
+    def layout(self, inode: int) -> Iterator[Placed | Data]:
+        """Where a file's bytes lie; those that are in its inode or still in the journal come along."""
+        node = self._node(inode)
+        if node.flags & (ENCRYPTED | COMPRESSED | INLINE_DATA):
+            yield from self._content(node)
+            return
+        for run in runs(self._layout, node):
+            yield from self._placed(run, node.size)
 
     def xattrs(self, inode: int) -> tuple[tuple[str, bytes], ...]:
         """Attributes and ACLs."""
-        return attributes(self._layout, self._layout.inode(inode), self._large_value)
+        return attributes(self._layout, self._node(inode), self._large_value)
+
+    def _node(self, number: int) -> Inode:
+        """An inode; the last one is remembered, for it is asked about several times."""
+        if self._last is None or self._last.number != number:
+            self._last = self._layout.inode(number)
+        return self._last
+
+    def _placed(self, run: Run, size: int) -> Iterator[Placed | Data]:
+        block_size = self._layout.block_size
+        done = 0
+        for number in range(run.blocks) if self._replayed is not None else ():
+            newer = self._replayed.newer(run.physical + number) if self._replayed else None
+            if newer is not None:
+                if number > done:
+                    yield self._piece(run, done, number - done, size)
+                offset = (run.logical + number) * block_size
+                yield Data(offset, newer[: size - offset])
+                done = number + 1
+        if run.blocks > done:
+            yield self._piece(run, done, run.blocks - done, size)
+
+    def _piece(self, run: Run, first: int, blocks: int, size: int) -> Placed:
+        block_size = self._layout.block_size
+        offset = (run.logical + first) * block_size
+        length = min(blocks * block_size, size - offset)
+        return Placed(offset, length, (run.physical + first) * block_size)
 
     def _content(self, node: Inode) -> Iterator[Data]:
         if node.flags & (ENCRYPTED | COMPRESSED):

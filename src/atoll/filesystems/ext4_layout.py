@@ -30,6 +30,9 @@ _KNOWN_INCOMPAT |= 0x8000 | 0x10000 | 0x20000
 _BIGALLOC = 0x200
 _HAS_JOURNAL = 0x4
 _BASE_INODE_BYTES = 128
+_HUGE_FILES = 0x8
+_HUGE_FILE = 0x40000
+_SECTOR = 512
 
 
 def damaged(what: str) -> UnsupportedFormatError:
@@ -50,6 +53,7 @@ class Inode:
     uid: int
     gid: int
     size: int
+    allocated_bytes: int
     nlink: int
     flags: int
     block: bytes
@@ -116,6 +120,7 @@ class Layout:
         self.has_journal = bool(superblock.s_feature_compat & _HAS_JOURNAL)
         self.journal_inode = int(superblock.s_journal_inum)
         self.block_size = int(volume.block_size)
+        self._huge_files = bool(superblock.s_feature_ro_compat & _HUGE_FILES)
         self.block_count = int(superblock.s_blocks_count_lo)
         if self.incompat & _64BIT:
             self.block_count |= int(superblock.s_blocks_count_hi) << 32
@@ -174,12 +179,16 @@ class Layout:
         return table
 
     def _parse(self, number: int, raw: bytes) -> Inode:
-        mode, uid, size, atime, ctime, mtime, _, gid, nlink, _, flags, _ = struct.unpack_from(
+        mode, uid, size, atime, ctime, mtime, _, gid, nlink, sectors, flags, _ = struct.unpack_from(
             "<HHIiiiIHHIII", raw
         )
-        _, attribute_block, size_high, _, _, attributes_high, uid_high, gid_high = (
+        _, attribute_block, size_high, _, sectors_high, attributes_high, uid_high, gid_high = (
             struct.unpack_from("<IIIIHHHH", raw, 100)
         )
+        # Only with the feature `huge_file` has the count more bits, and for marked inodes in blocks.
+        if self._huge_files:
+            sectors |= sectors_high << 32
+        in_blocks = self._huge_files and flags & _HUGE_FILE
         # Only files, and directories of file systems with `largedir`, have large sizes;
         # elsewhere the field has had other meanings.
         if stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and self.incompat & LARGE_DIRECTORIES):
@@ -197,6 +206,7 @@ class Layout:
             uid=uid | uid_high << 16,
             gid=gid | gid_high << 16,
             size=size,
+            allocated_bytes=sectors * (self.block_size if in_blocks else _SECTOR),
             nlink=nlink,
             flags=flags,
             block=raw[40:100],

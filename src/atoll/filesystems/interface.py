@@ -32,6 +32,9 @@ class Entry:
     nanoseconds since the epoch and may be negative. `target` is a symlink's
     text, `device` (major, minor) of a device node. `xattrs` is None where they
     were not asked for; POSIX ACLs are among them in the kernel's encoding.
+    `allocated_bytes` is what it takes on its volume, less than `size` for a
+    file with holes. `places` is where a file's content lies, ascending, the rest
+    being holes; None where that has to be asked for by itself.
     """
 
     path: str
@@ -48,6 +51,8 @@ class Entry:
     target: str | None = None
     device: tuple[int, int] | None = None
     xattrs: tuple[tuple[str, bytes], ...] | None = None
+    allocated_bytes: int = 0
+    places: tuple["Placed", ...] | None = None
 
     @property
     def name(self) -> str:
@@ -60,6 +65,14 @@ class Data(NamedTuple):
 
     offset: int
     content: bytes
+
+
+class Placed(NamedTuple):
+    """`length` bytes of a file from `offset`, which lie on its volume from `at`."""
+
+    offset: int
+    length: int
+    at: int
 
 
 class Fault(NamedTuple):
@@ -122,6 +135,22 @@ class FileSystem(Protocol):
         """Extended attributes and POSIX ACLs, in the kernel's encoding."""
         ...
 
+    def node(self, inode: int) -> Entry:
+        """The entry of an inode, as `children` gives it; its path is `/`."""
+        ...
+
+    def children(self, inode: int) -> Iterator[Entry | Fault]:
+        """What is in a directory, by its inode number; the paths are `/NAME`.
+
+        Extended attributes and places are there where they are small. A Fault is
+        about one name, or about all that follow when its path is `/`.
+        """
+        ...
+
+    def layout(self, inode: int) -> Iterator[Placed | Data]:
+        """Where a file's content lies, ascending; bytes for what lies nowhere as it is."""
+        ...
+
     def export(self, path: str) -> Iterator[Entry | Data | Fault]:
         """Everything at and below `path` in one pass: an Entry with xattrs, then its Data.
 
@@ -168,6 +197,10 @@ class Volume(Protocol):
 
     def content(self, inode: int) -> Iterator[Data]:
         """A file's bytes, ascending, without holes, in pieces of at most 1 MiB."""
+        ...
+
+    def layout(self, inode: int) -> Iterator[Placed | Data]:
+        """Where those bytes lie, ascending; Data of at most 1 MiB where they do not lie as they are."""
         ...
 
     def xattrs(self, inode: int) -> tuple[tuple[str, bytes], ...]:

@@ -35,7 +35,7 @@ class Tag:
     checksum: int
 
 
-def overlay(layout: Layout) -> Blocks | None:
+def overlay(layout: Layout) -> "JournalOverlay | None":
     """The image as a mount would see it, or None when the journal holds nothing to replay.
 
     Raises UnsupportedFormatError for journals outside the file system, with
@@ -209,6 +209,11 @@ class JournalOverlay:
     def size_bytes(self) -> int:
         """Size of the image."""
         return self._blocks.size_bytes
+
+    def newer(self, block: int) -> bytes | None:
+        """What a block of the file system has in the journal; None when it is as on the image."""
+        tag = self._journal.latest.get(block)
+        return None if tag is None else self._journal.newer(tag)
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes of the image as a mount would see them."""

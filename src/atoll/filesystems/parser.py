@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from atoll.filesystems import wire
-from atoll.filesystems.interface import Data, Entry, Fault, Volume
+from atoll.filesystems.interface import Data, Entry, Fault, Placed, Volume
 from atoll.filesystems.jail import Confinement, allow_cpu, lock_down
-from atoll.filesystems.tree import export, find, walk
+from atoll.filesystems.tree import children, detailed, export, find, walk
 from atoll.filesystems.wire import Kind
 from atoll.model.errors import AtollError, UnsupportedFormatError
 
@@ -28,6 +28,7 @@ PARSERS = {
 }
 _BATCH_ENTRIES = 128
 _BATCH_BYTES = 1 << 20
+_BATCH_PLACES = 4096
 _MAX_ROW_BYTES = wire.MAX_FRAME_BYTES - 2 * _BATCH_BYTES
 _CPU_PER_FRAME_SECONDS = 120.0
 _CACHE_BLOCK_BYTES = 128 << 10
@@ -113,9 +114,19 @@ class ChannelBlocks:
         return answer
 
 
-def _records(volume: Volume, verb: str, path: str) -> Iterator[Entry | Data | Fault]:
-    inode = find(volume, path)
+def _records(
+    volume: Volume, verb: str, where: str | int
+) -> Iterator[Entry | Data | Placed | Fault]:
+    path = where if isinstance(where, str) else "/"
+    inode = where if isinstance(where, int) else find(volume, path)
     match verb:
+        case "node":
+            yield detailed(volume, volume.entry(inode, path))
+        case "children":
+            yield from children(volume, inode)
+        case "layout":
+            yield volume.entry(inode, path)
+            yield from volume.layout(inode)
         case "stat":
             yield volume.entry(inode, path)
         case "xattrs":
@@ -133,12 +144,16 @@ def _records(volume: Volume, verb: str, path: str) -> Iterator[Entry | Data | Fa
             raise EOFError
 
 
-def _answer(channel: Channel, volume: Volume, verb: str, path: str) -> None:
+def _answer(channel: Channel, volume: Volume, verb: str, where: str | int) -> None:
     batch: list[bytes] = []
+    places: list[Placed] = []
     size = 0
 
     def flush() -> None:
         nonlocal size
+        if places:
+            channel.send(Kind.PLACES, wire.encode_places(places))
+            places.clear()
         if batch:
             channel.send(Kind.ENTRIES, b"[" + b",".join(batch) + b"]")
             batch.clear()
@@ -147,8 +162,14 @@ def _answer(channel: Channel, volume: Volume, verb: str, path: str) -> None:
     def fault(about: Fault) -> None:
         channel.send(Kind.FAULT, json.dumps(about).encode())
 
-    for record in _records(volume, verb, path):
-        if isinstance(record, Entry):
+    for record in _records(volume, verb, where):
+        if isinstance(record, Placed):
+            if batch:
+                flush()
+            places.append(record)
+            if len(places) >= _BATCH_PLACES:
+                flush()
+        elif isinstance(record, Entry):
             row = json.dumps(wire.encode_entry(record)).encode()
             too_large = len(row) > _MAX_ROW_BYTES
             if too_large:  # a hundred attributes of 64 KiB are possible, and fit no frame
@@ -198,8 +219,8 @@ def main() -> None:
     channel.send(Kind.HELLO, json.dumps(hello).encode())
     while True:
         try:
-            verb, path = json.loads(channel.receive(Kind.COMMAND))
-            _answer(channel, volume, verb, path)
+            verb, where = json.loads(channel.receive(Kind.COMMAND))
+            _answer(channel, volume, verb, where)
         except EOFError:
             return
         except Exception as error:  # noqa: BLE001 - reported to the parent, whatever it is

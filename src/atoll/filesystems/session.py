@@ -7,14 +7,14 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from atoll.filesystems import wire
 from atoll.filesystems.detect import SUPPORTED, detect
-from atoll.filesystems.interface import Blocks, Data, Entry, EntryKind, Fault, Journal
+from atoll.filesystems.interface import Blocks, Data, Entry, EntryKind, Fault, Journal, Placed
 from atoll.filesystems.wire import Kind
 from atoll.model.errors import AtollError, NotFoundInPointError, UnsupportedFormatError
 
@@ -28,12 +28,13 @@ class Limits:
 
     `patience_seconds` is how long the parser may go without a result, not
     counting the time its parent takes to read blocks. `entries` bounds one
-    listing or export.
+    listing or export, `places` the pieces of one file.
     """
 
     memory_bytes: int = 512 << 20
     patience_seconds: float = 60.0
     entries: int = 50_000_000
+    places: int = 2_000_000
 
 
 def open_filesystem(reader: Blocks, limits: Limits | None = None) -> "FileSystemSession":
@@ -123,7 +124,7 @@ class FileSystemSession:
                 case Fault():
                     faults += 1
                     first = first or record
-                case Data():
+                case _:
                     raise self._stop("content where a listing was asked for")
         if first is not None:
             raise UnsupportedFormatError(
@@ -150,15 +151,50 @@ class FileSystemSession:
 
     def export(self, path: str) -> Iterator[Entry | Data | Fault]:
         """Everything at and below `path` in one pass; see FileSystem.export."""
-        return self._command("export", path)
+        for record in self._command("export", path):
+            if isinstance(record, Placed):
+                raise self._stop("places where content was asked for")
+            yield record
 
-    def _single(self, verb: str, path: str) -> Entry:
-        records = list(self._command(verb, path))
+    def node(self, inode: int) -> Entry:
+        """The entry of an inode; see FileSystem.node."""
+        return self._single("node", inode)
+
+    def children(self, inode: int) -> Iterator[Entry | Fault]:
+        """What is in a directory; see FileSystem.children."""
+        for record in self._command("children", inode):
+            match record:
+                case Entry() if record.path.count("/") == 1 and record.path != "/":
+                    yield record
+                case Fault():
+                    yield record
+                case _:
+                    raise self._stop("what is no name of a directory")
+
+    def layout(self, inode: int) -> Iterator[Placed | Data]:
+        """Where a file's content lies; see FileSystem.layout."""
+        with contextlib.closing(self._command("layout", inode)) as records:
+            entry = next(records, None)
+            if not isinstance(entry, Entry):
+                raise self._stop("no metadata for a file")
+            if entry.kind is not EntryKind.FILE:
+                raise NotFoundInPointError(
+                    f"Inode {inode} is a {entry.kind}, so it has no content."
+                )
+            for record in records:
+                if not isinstance(record, Placed | Data):
+                    raise self._stop("metadata in the middle of a layout")
+                yield record
+
+    def _single(self, verb: str, where: str | int) -> Entry:
+        records = list(self._command(verb, where))
         if len(records) != 1 or not isinstance(records[0], Entry):
             raise self._stop("no single answer to a question about one path")
         return records[0]
 
-    def _command(self, verb: str, path: str) -> Generator[Entry | Data | Fault, None, None]:
+    def _command(
+        self, verb: str, where: str | int
+    ) -> Generator[Entry | Data | Placed | Fault, None, None]:
         if self._busy:
             raise RuntimeError("a file system session serves one iterator at a time")
         if self._process is None:
@@ -166,7 +202,7 @@ class FileSystemSession:
         self._busy = True
         finished = False
         try:
-            self._send(Kind.COMMAND, json.dumps([verb, path]).encode())
+            self._send(Kind.COMMAND, json.dumps([verb, where]).encode())
             yield from self._records()
             finished = True
         except _AnsweredError as refused:
@@ -177,8 +213,8 @@ class FileSystemSession:
             if not finished:
                 self.close()
 
-    def _records(self) -> Iterator[Entry | Data | Fault]:
-        entries = end = size = 0
+    def _records(self) -> Iterator[Entry | Data | Placed | Fault]:
+        entries = end = size = places = 0
         while True:
             kind, payload = self._result()
             match kind:
@@ -191,6 +227,7 @@ class FileSystemSession:
                         raise self._stop("more entries than a file system may have here")
                     for row in rows:
                         end, size = 0, row.size
+                        self._placed(row.places or (), 0, size)
                         yield row
                 case Kind.DATA:
                     data = wire.decode_data(payload)
@@ -198,10 +235,34 @@ class FileSystemSession:
                         raise self._stop("content outside its file")
                     end = data.offset + len(data.content)
                     yield data
+                case Kind.PLACES:
+                    known = list(wire.decode_places(payload))
+                    places += len(known)
+                    if places > self._limits.places:
+                        raise self._too_scattered()
+                    end = self._placed(known, end, size)
+                    yield from known
                 case Kind.FAULT:
                     yield wire.decode_fault(payload)
                 case _:
                     raise self._stop("a frame out of turn")
+
+    def _placed(self, places: Sequence[Placed], end: int, size: int) -> int:
+        """Where the last of these pieces of a file ends; each behind the one before, all on the volume."""
+        for offset, length, at in places:
+            if offset < end or not 0 < length <= size - offset:
+                raise self._stop("a layout outside its file")
+            if length > self._reader.size_bytes - at:
+                raise self._stop("a layout outside the image")
+            end = offset + length
+        return end
+
+    def _too_scattered(self) -> AtollError:
+        self.close()
+        return UnsupportedFormatError(
+            f"A file is in more than {self._limits.places} pieces, too many to be served; restore it"
+            " with `atoll restore file`, or the whole disk."
+        )
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()

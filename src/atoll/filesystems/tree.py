@@ -3,12 +3,15 @@
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
-from atoll.filesystems.interface import Data, Entry, EntryKind, Fault, Volume
+from atoll.filesystems.interface import Data, Entry, EntryKind, Fault, Placed, Volume
 from atoll.filesystems.wire import MAX_TEXT_CHARACTERS, printable
 from atoll.model.errors import NotFoundInPointError, UnsupportedFormatError
 
 _MAX_DEPTH = 1000
+_SMALL_XATTRS_BYTES = 8 << 10
+_SMALL_PLACES = 4  # as many as an inode holds itself
 
 
 def find(volume: Volume, path: str) -> int:
@@ -77,6 +80,28 @@ def walk(volume: Volume, inode: int, path: str, deep: bool) -> Iterator[Entry | 
             yield from enter(number, where)
         else:
             yield entry
+
+
+def detailed(volume: Volume, entry: Entry) -> Entry:
+    """The entry with its extended attributes and, of a file, its places, where these are small."""
+    try:
+        xattrs = volume.xattrs(entry.inode)
+        small = sum(len(name) + len(value) for name, value in xattrs) <= _SMALL_XATTRS_BYTES
+        entry = replace(entry, xattrs=xattrs if small else None)
+        if entry.kind is EntryKind.FILE:
+            places = list(islice(volume.layout(entry.inode), _SMALL_PLACES + 1))
+            if len(places) <= _SMALL_PLACES:
+                known = tuple(place for place in places if isinstance(place, Placed))
+                entry = replace(entry, places=known if len(known) == len(places) else None)
+    except UnsupportedFormatError:
+        return entry  # who asks for what is missing is told why
+    return entry
+
+
+def children(volume: Volume, inode: int) -> Iterator[Entry | Fault]:
+    """What is in a directory, with details, in one pass."""
+    for record in walk(volume, inode, "/", deep=False):
+        yield detailed(volume, record) if isinstance(record, Entry) else record
 
 
 def export(volume: Volume, inode: int, path: str) -> Iterator[Entry | Data | Fault]:

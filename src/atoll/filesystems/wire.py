@@ -9,9 +9,11 @@ honest parser could have sent.
 """
 
 import json
+import struct
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 
-from atoll.filesystems.interface import Data, Entry, EntryKind, Fault
+from atoll.filesystems.interface import Data, Entry, EntryKind, Fault, Placed
 from atoll.model.errors import UnsupportedFormatError
 
 MAX_FRAME_BYTES = 8 << 20
@@ -22,6 +24,7 @@ MAX_TEXT_CHARACTERS = 1 << 16
 HEADER = "<BI"
 _MAX_NANOSECONDS = 1 << 66  # ext4 ends in 2446, XFS in 2486
 _MAX_INODE = 1 << 64
+_PLACED = struct.Struct("<3Q")
 
 
 class Kind(IntEnum):
@@ -36,6 +39,7 @@ class Kind(IntEnum):
     FAULT = 7
     END = 8
     ERROR = 9
+    PLACES = 10
 
 
 def encode_entry(entry: Entry) -> list[object]:
@@ -56,6 +60,8 @@ def encode_entry(entry: Entry) -> list[object]:
         entry.target,
         entry.device,
         None if xattrs is None else [(name, value.hex()) for name, value in xattrs],
+        entry.allocated_bytes,
+        entry.places,
     ]
 
 
@@ -90,6 +96,18 @@ def decode_data(payload: bytes) -> Data:
 def encode_data(data: Data) -> bytes:
     """The payload of a DATA frame."""
     return data.offset.to_bytes(8, "little") + data.content
+
+
+def encode_places(places: Sequence[Placed]) -> bytes:
+    """The payload of a PLACES frame: three little-endian numbers of 64 bits for each."""
+    return b"".join(_PLACED.pack(*place) for place in places)
+
+
+def decode_places(payload: bytes) -> Iterator[Placed]:
+    """Places as they were sent; whether they fit file and volume is the caller's to check."""
+    if not payload or len(payload) % _PLACED.size:
+        raise distrust("a malformed layout")
+    return (Placed(*numbers) for numbers in _PLACED.iter_unpack(payload))
 
 
 def printable(text: str) -> str:
@@ -142,9 +160,9 @@ def _path(value: object) -> str:
 
 
 def _entry(row: object) -> Entry:
-    if not isinstance(row, list) or len(row) != 14:
+    if not isinstance(row, list) or len(row) != 16:
         raise distrust("a malformed entry")
-    target, device, xattrs = row[11:]
+    target, device, xattrs, allocated, places = row[11:]
     if not isinstance(row[1], str) or row[1] not in set(EntryKind):
         raise distrust("an unknown kind of entry")
     mtime, atime, ctime = (
@@ -171,7 +189,20 @@ def _entry(row: object) -> Entry:
         target,
         device,
         None if xattrs is None else _xattrs(xattrs),
+        _number(allocated, 0, 1 << 63),
+        None if places is None else _places(places),
     )
+
+
+def _places(value: object) -> tuple[Placed, ...]:
+    if not isinstance(value, list):
+        raise distrust("a malformed layout")
+    result = []
+    for place in value:
+        if not isinstance(place, list) or len(place) != 3:
+            raise distrust("a malformed layout")
+        result.append(Placed(*(_number(number, 0, 1 << 63) for number in place)))
+    return tuple(result)
 
 
 def _xattrs(value: object) -> tuple[tuple[str, bytes], ...]:

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from atoll.island.copy import SnapshotView, opened
-from atoll.island.served import ServedVm, snapshot_vm
+from atoll.island.served import ServedVm, Snapshots, snapshot_vm
 from atoll.model.certificate import Certificate, read_certificate
 from atoll.model.errors import UnknownPointError
 from atoll.model.storage import GroupSnapshot
@@ -74,11 +74,17 @@ def find_run(engine: StorageEngine, reference: str) -> CapturedRun:
 
 
 @contextmanager
-def run_vms(engine: StorageEngine, run: CapturedRun) -> Iterator[tuple[ServedVm, ...]]:
-    """The VMs of a run's job, read from its snapshots, which are opened when first looked into."""
+def run_vms(
+    engine: StorageEngine, run: CapturedRun, since: CapturedRun | None = None
+) -> Iterator[tuple[ServedVm, ...]]:
+    """The VMs of a run's job, read from its snapshots, which are opened when first looked into.
+
+    With `since`, an older run that the storage still has, their disks know what changed.
+    """
     with ExitStack() as stack:
-        view = _views(engine, run, stack)
-        yield tuple(snapshot_vm(vm, run.name, run.taken_at, view) for vm in run.certificate.vms)
+        snapshots = Snapshots(run.certificate, _views(engine, run, stack))
+        older = Snapshots(since.certificate, _views(engine, since, stack)) if since else None
+        yield tuple(snapshot_vm(vm, run.taken_at, snapshots, older) for vm in run.certificate.vms)
 
 
 def _views(

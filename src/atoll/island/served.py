@@ -4,13 +4,15 @@ Opening is left to the moment somebody looks: a run may have a thousand VMs, and
 a job reads one of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from atoll.blocks.changes import changed_disk_extents
 from atoll.blocks.readers import MappedReader
 from atoll.island.copy import MAX_VMX_BYTES, SnapshotView
-from atoll.model.certificate import CertifiedDisk, CertifiedVm
+from atoll.model.certificate import Certificate, CertifiedDisk, CertifiedVm
 from atoll.model.consistency import Consistency
+from atoll.model.extents import Extent
 from atoll.model.inventory import VirtualDisk
 from atoll.model.plan import PlannedDisk
 from atoll.model.points import DiskImage, RestorePoint
@@ -24,7 +26,8 @@ MAX_NVRAM_BYTES = 16 << 20
 class ServedDisk:
     """A disk of a served VM. `key` is the device's, `path` where it lay, `[datastore] folder/x.vmdk`.
 
-    `open` gives a reader of the disk's bytes, which the caller closes.
+    `open` gives a reader of the disk's bytes, which the caller closes. `changed` gives the ranges
+    that may differ from an older state, ordered and merged, none missed; None without an older one.
     """
 
     key: int
@@ -32,6 +35,7 @@ class ServedDisk:
     path: str
     size_bytes: int
     open: Callable[[], BlockReader]
+    changed: Callable[[], Iterable[Extent]] | None = None
 
     @property
     def file(self) -> str:
@@ -57,8 +61,10 @@ class ServedVm:
     disks: tuple[ServedDisk, ...]
 
 
-def point_vm(repository: Repository, point: RestorePoint) -> ServedVm:
-    """A VM from its restore point."""
+def point_vm(
+    repository: Repository, point: RestorePoint, since: RestorePoint | None = None
+) -> ServedVm:
+    """A VM from its restore point; with `since`, an older point of it, what changed is known."""
 
     def configuration() -> dict[str, bytes]:
         return {f"{point.vm}.vmx": point.vmx.encode()} if point.vmx else {}
@@ -70,6 +76,7 @@ def point_vm(repository: Repository, point: RestorePoint) -> ServedVm:
             path=image.path,
             size_bytes=image.size_bytes,
             open=lambda: repository.open_disk(image),
+            changed=_changed_between(repository, image, since) if since else None,
         )
 
     return ServedVm(
@@ -84,12 +91,27 @@ def point_vm(repository: Repository, point: RestorePoint) -> ServedVm:
     )
 
 
-def snapshot_vm(
-    vm: CertifiedVm, run: str, taken_at: float, view: Callable[[str], SnapshotView]
-) -> ServedVm:
-    """A VM straight from storage snapshots; `view` gives the opened snapshot of a LUN group.
+@dataclass(frozen=True, slots=True)
+class Snapshots:
+    """A run's snapshots: its VMs as certified, and the opened snapshot of a LUN group by its name."""
 
-    The views must stay open as long as the VM is served.
+    certificate: Certificate
+    view: Callable[[str], SnapshotView]
+
+    def disk(self, vm: str, key: int) -> CertifiedDisk | None:
+        """A VM's disk by the VM's instance UUID and the device key."""
+        for known in self.certificate.vms:
+            if known.instance_uuid == vm:
+                return next((disk for disk in known.disks if disk.key == key), None)
+        return None
+
+
+def snapshot_vm(
+    vm: CertifiedVm, taken_at: float, run: Snapshots, since: Snapshots | None = None
+) -> ServedVm:
+    """A VM of a run straight from its snapshots, which must stay open as long as it is served.
+
+    With `since`, an older run, what changed is known from the storage's own diff.
     """
     disks = tuple(
         ServedDisk(
@@ -97,20 +119,52 @@ def snapshot_vm(
             label=f"disk {number}",
             path=disk.path,
             size_bytes=disk.size_bytes,
-            open=_opener(disk, view),
+            open=_opener(disk, run.view),
+            changed=_changed_since(vm, disk, run, since) if since else None,
         )
         for number, disk in enumerate(vm.disks, 1)
     )
     return ServedVm(
         name=vm.name,
         instance_uuid=vm.instance_uuid,
-        run=run,
+        run=run.certificate.run,
         taken_at=taken_at,
         consistency=vm.consistency,
         guest_os=vm.guest_os,
-        configuration=lambda: _configuration(vm, view),
+        configuration=lambda: _configuration(vm, run.view),
         disks=disks,
     )
+
+
+def _changed_between(
+    repository: Repository, image: DiskImage, since: RestorePoint
+) -> Callable[[], Iterable[Extent]]:
+    def changed() -> Iterable[Extent]:
+        for older in since.disks:
+            if older.key == image.key:
+                return repository.changed_extents(older, image)
+        return [Extent(0, image.size_bytes)]
+
+    return changed
+
+
+def _changed_since(
+    vm: CertifiedVm, disk: CertifiedDisk, run: Snapshots, since: Snapshots
+) -> Callable[[], Iterable[Extent]]:
+    def changed() -> Iterable[Extent]:
+        newer = run.view(disk.group)
+        disk_map = newer.disk_map(_planned(disk))
+        before = since.disk(vm.instance_uuid, disk.key)
+        if before is None or before.group != disk.group:
+            return [Extent(0, disk_map.size_bytes)]
+        older = since.view(disk.group)
+        old_map = older.disk_map(_planned(before))
+        # A LUN that the disk did not lie on before may not be in the older snapshot.
+        common = [lun for lun in disk_map.luns if lun in old_map.luns]
+        ranges = {lun: newer.changes(lun, older.snapshot.name) for lun in common}
+        return changed_disk_extents(old_map, disk_map, ranges)
+
+    return changed
 
 
 def _opener(disk: CertifiedDisk, view: Callable[[str], SnapshotView]) -> Callable[[], BlockReader]:

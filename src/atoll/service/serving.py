@@ -6,31 +6,50 @@ from contextlib import contextmanager
 from atoll.island.runs import find_run, run_vms
 from atoll.island.served import ServedVm, point_vm
 from atoll.model.errors import UnknownPointError
+from atoll.model.points import RestorePoint
+from atoll.repository.repository import Repository
 from atoll.service.site import Site
 
 
 @contextmanager
-def serving(site: Site, reference: str) -> Iterator[tuple[ServedVm, ...]]:
+def serving(site: Site, reference: str, since: str | None = None) -> Iterator[tuple[ServedVm, ...]]:
     """The VMs that a reference means, readable while the block lasts.
 
     `VM@RUN` is one restore point. `RUN`, the beginning of one, or `latest` is all
     VMs of a run: from its storage snapshots, which are kept meanwhile, and when
-    those are gone from the repository. UnknownPointError when there is no such thing.
+    those are gone from the repository. With `since`, an older one of the same kind, their disks
+    know what changed. UnknownPointError when there is no such thing.
     """
     if "@" in reference:
         repository = site.repository()
-        yield (point_vm(repository, repository.find(reference)),)
+        older = _older_point(repository, reference, since) if since else None
+        yield (point_vm(repository, repository.find(reference), older),)
         return
     engine = site.engine()
     try:
-        run = find_run(engine, reference)
+        runs = [find_run(engine, name) for name in (reference, since) if name]
     except UnknownPointError as error:
+        if since:
+            raise
         yield _points(site, reference, error)
         return
-    pinned = site.pins().reading([(taken.group, taken.name) for taken in run.snapshots])
-    # Found again under the pin: it may have been deleted meanwhile.
-    with pinned, run_vms(engine, find_run(engine, run.name)) as vms:
+    snapshots = [(taken.group, taken.name) for run in runs for taken in run.snapshots]
+    # Found again under the pins: they may have been deleted meanwhile.
+    with (
+        site.pins().reading(list(dict.fromkeys(snapshots))),
+        run_vms(engine, *(find_run(engine, run.name) for run in runs)) as vms,
+    ):
         yield vms
+
+
+def _older_point(repository: Repository, reference: str, since: str) -> RestorePoint:
+    point, older = repository.find(reference), repository.find(since)
+    if older.instance_uuid != point.instance_uuid:
+        raise UnknownPointError(
+            f"{older.vm}@{older.run} is of another VM than {point.vm}@{point.run}; name two points of "
+            "one VM to learn what changed."
+        )
+    return older
 
 
 def _points(site: Site, reference: str, error: UnknownPointError) -> tuple[ServedVm, ...]:

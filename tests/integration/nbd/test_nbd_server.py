@@ -459,7 +459,7 @@ def test_a_client_that_stops_listening_holds_up_nobody(content: bytes, place: Pa
 def test_the_handshake_has_an_end_and_idling_after_it_has_none(
     content: bytes, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("atoll.nbd.server._HANDSHAKE_SECONDS", 1.0)
+    monkeypatch.setattr("atoll.nbd.server._HANDSHAKE_SECONDS", 2.0)
     with NbdServer([Export("disk", Disk(content))], UnixAddress(place)):
         idle = BareClient(place)
         idle.go()

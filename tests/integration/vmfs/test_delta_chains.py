@@ -1,5 +1,6 @@
 """Disks with VMware snapshots: Atoll's maps against QEMU, dissect and the content that was written."""
 
+import gzip
 import random
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from atoll_lab.vmfs import Volume, format_volume
 from delta_chains import Chain, add_delta, base, by_dissect, by_qemu, put_delta, put_on_volume
 from sparse_deltas import SE_HEADER_BYTES, UNMAPPED, descriptor, write_cowd, write_sesparse
 
+_DATA = Path(__file__).parents[2] / "data" / "vmdk"
 _MIB = 1 << 20
 _SIZE = 18 * _MIB + 3 * 512
 KINDS = ("SESPARSE", "VMFSSPARSE")
@@ -68,6 +70,22 @@ def test_a_random_chain_reads_as_qemu_reads_it(tmp_path: Path, seed: int) -> Non
     assert content(image, disk_map(image, chain.top)) == chain.content
     middle = chain.names[len(chain.names) // 2]
     assert content(image, disk_map(image, middle)) == by_qemu(chain, middle)
+
+
+def test_a_delta_that_esx_wrote_lies_on_a_disk_of_ours(tmp_path: Path) -> None:
+    chain = base(tmp_path, 512 * _MIB, random.Random(6))
+    file = "vm-000001-sesparse.vmdk"
+    with gzip.open(_DATA / "sesparse.vmdk.gz") as packed:
+        (tmp_path / file).write_bytes(packed.read())
+    text = descriptor(file, "SESPARSE", 512 * _MIB, "00000002", ("vm.vmdk", "00000001"))
+    (tmp_path / "vm-000001.vmdk").write_bytes(text)
+    chain.names.append("vm-000001.vmdk")
+    chain.files.append(file)
+    image = on_volume(tmp_path / "lun.img", chain)
+    read = content(image, disk_map(image, chain.top))
+    assert read[: 16 * _MIB] == b"a" * (16 * _MIB)
+    assert read[16 * _MIB :] == chain.content[16 * _MIB :]
+    assert read == by_qemu(chain)
 
 
 @pytest.mark.parametrize("kind", KINDS)

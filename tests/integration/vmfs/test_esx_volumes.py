@@ -97,6 +97,9 @@ def test_other_kinds_of_disk_are_refused(luns: dict[str, FileReader]) -> None:
     volume = _only(luns)
     with pytest.raises(UnsupportedFormatError, match="raw device mapping"):
         volume.disk_map("/rdm.vmdk")
+    size = 14615052288 * 512
+    lun = DiskMap.of(size + _MIB, ("raw",), [(0, size + _MIB, 0, 0)])
+    assert volume.disk_map("/rdm.vmdk", lun) == DiskMap.of(size, ("raw",), [(0, size, 0, 0)])
     with pytest.raises(UnsupportedFormatError, match="raw device mapping"):
         volume.file_map("/rdm-rdm.vmdk")
     with pytest.raises(UnsupportedFormatError, match="not a VMDK descriptor"):

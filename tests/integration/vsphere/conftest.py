@@ -12,10 +12,11 @@ import pytest
 from atoll.storage.drivers.embedded import create_pool, open_embedded
 from atoll.storage.engine import ManagedEngine, Rules
 from atoll.storage.limits import Allowances
-from atoll.vsphere.client import VCenterSettings
+from atoll.vsphere.client import VCenter, VCenterSettings
 from atoll_lab.pool import create_loop_pool, destroy, image
 from atoll_lab.vcenter.control import Control, ControlError
 from atoll_lab.vmfs import format_volume
+from island_farm import Farm
 
 USER, PASSWORD = "backup@vsphere.local", "s3cret-word"
 LUN_BYTES = 600 << 20
@@ -116,3 +117,10 @@ def simulator(tmp_path: Path) -> Iterator[SimulatorProcess]:
         yield running
     finally:
         running.end()
+
+
+@pytest.fixture
+def farm(engine: ManagedEngine, simulator: SimulatorProcess, tmp_path: Path) -> Iterator[Farm]:
+    """Two VMs on both LUNs."""
+    with VCenter.connect(simulator.settings()) as vcenter:
+        yield Farm(engine, tmp_path / "disks/pool/pool", simulator, vcenter, tmp_path)

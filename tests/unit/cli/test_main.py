@@ -31,6 +31,7 @@ def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("verify",),
         ("prove", "db1@latest"),
         ("files", "db1@latest"),
+        ("export", "db1@latest"),
         ("agent", "list"),
         ("repo", "stats"),
         ("cleanup",),
