@@ -98,8 +98,8 @@ def put_delta(
     chain.content = bytes(content)
 
 
-def by_qemu(chain: Chain, name: str | None = None) -> bytes:
-    """What QEMU reads of the chain in its plain files."""
+def qemu_raw(chain: Chain, name: str | None = None) -> Path:
+    """The chain in its plain files, from a disk of it on down, as QEMU converts it."""
     out = chain.folder / "qemu.raw"
     source = chain.folder / (name or chain.top)
     subprocess.run(
@@ -107,9 +107,12 @@ def by_qemu(chain: Chain, name: str | None = None) -> bytes:
         check=True,
         capture_output=True,
     )
-    data = out.read_bytes()
-    out.unlink()
-    return data
+    return out
+
+
+def by_qemu(chain: Chain, name: str | None = None) -> bytes:
+    """What QEMU reads of the chain in its plain files."""
+    return qemu_raw(chain, name).read_bytes()
 
 
 def by_dissect(chain: Chain) -> bytes:

@@ -1,4 +1,4 @@
-"""`atoll export`: a restore point's disks over NBD, for as long as the command runs."""
+"""`atoll export`: the disks of a point or a run over NBD, for as long as the command runs."""
 
 import sys
 import tempfile
@@ -12,24 +12,27 @@ import typer
 
 from atoll.cli import context
 from atoll.cli.output import as_json, err, out, size, table
-from atoll.cli.restored import pick_disk
 from atoll.model.errors import AtollError, ConfigurationError, RepositoryDamagedError
 from atoll.nbd.exports import Export, ReadFailure
 from atoll.nbd.listening import DEFAULT_PORT, Address, TcpAddress, TlsFiles, UnixAddress
 from atoll.nbd.server import NbdServer
-from atoll.service.exporting import point_exports
+from atoll.service.exporting import vm_exports
+from atoll.service.serving import serving
 
 _WAIT_SECONDS = 3600
 
 
 def export(
-    reference: Annotated[str, typer.Argument(help="VM@latest, VM@RUN or the start of a run.")],
+    reference: Annotated[
+        str, typer.Argument(help="A restore point, VM@latest or VM@RUN; or a run, or latest.")
+    ],
+    vm: Annotated[str | None, typer.Option(help="Of a run, only this VM.")] = None,
     disk: Annotated[
         str | None, typer.Option(help="Only this disk: label, VMDK name or number.")
     ] = None,
     since: Annotated[
         str | None,
-        typer.Option(help="An older point of the VM; clients can ask what changed since then."),
+        typer.Option(help="An older point or run; clients can ask what changed since then."),
     ] = None,
     socket: Annotated[
         Path | None, typer.Option(help="UNIX socket to make; in a temporary directory by default.")
@@ -47,13 +50,15 @@ def export(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Serve a restore point's disks over NBD, read-only, until Ctrl-C."""
+    """Serve the disks of a restore point or a run over NBD, read-only, until Ctrl-C.
+
+    Those of a run come straight from its storage snapshots, which stay as long as they are served.
+    """
     place = address(socket, listen, tls)
-    repository = context.site().repository()
-    point = repository.find(reference)
-    older = repository.find(since) if since else None
-    disks = point.disks if disk is None else [pick_disk(point, disk)]
-    with point_exports(repository, point, disks, older) as exports:
+    with (
+        serving(context.site(), reference, since) as vms,
+        vm_exports(vms, vm, disk) as exports,
+    ):
         serve(exports, place, json=json)
 
 

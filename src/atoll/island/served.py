@@ -48,7 +48,8 @@ class ServedVm:
     """A VM at one instant, `taken_at` in seconds since the epoch.
 
     `configuration` gives the small files beside the disks, VMX and NVRAM, by
-    name; those that the source does not have are left out.
+    name; those that the source does not have are left out. `since` is the older run that its
+    disks' changes are measured from, empty when there is none.
     """
 
     name: str
@@ -59,6 +60,7 @@ class ServedVm:
     guest_os: str
     configuration: Callable[[], dict[str, bytes]]
     disks: tuple[ServedDisk, ...]
+    since: str = ""
 
 
 def point_vm(
@@ -88,6 +90,7 @@ def point_vm(
         guest_os=point.guest_os,
         configuration=configuration,
         disks=tuple(map(disk, point.disks)),
+        since=since.run if since else "",
     )
 
 
@@ -133,6 +136,7 @@ def snapshot_vm(
         guest_os=vm.guest_os,
         configuration=lambda: _configuration(vm, run.view),
         disks=disks,
+        since=since.certificate.run if since else "",
     )
 
 

@@ -158,3 +158,10 @@ class RestoreTargetError(AtollError):
 
     code = "restore-target"
     exit_status = 28
+
+
+class MountError(AtollError):
+    """The tree cannot be mounted there, or not unmounted now."""
+
+    code = "mount"
+    exit_status = 29

@@ -1,52 +1,58 @@
-"""The disks of a restore point as NBD exports, for software that reads or backs them up itself."""
+"""The disks of a run or a restore point as NBD exports, for software that reads them itself."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from atoll.model.errors import UnknownPointError
-from atoll.model.extents import Extent
-from atoll.model.points import DiskImage, RestorePoint
+from atoll.island.served import ServedDisk, ServedVm
+from atoll.model.errors import NotFoundInPointError
 from atoll.nbd.contexts import Context, changed_contexts
 from atoll.nbd.exports import Export
-from atoll.repository.repository import Repository
 
 
 @contextmanager
-def point_exports(
-    repository: Repository,
-    point: RestorePoint,
-    disks: Sequence[DiskImage],
-    since: RestorePoint | None = None,
+def vm_exports(
+    vms: Sequence[ServedVm], vm: str | None = None, disk: str | None = None
 ) -> Iterator[list[Export]]:
-    """`VM/disk1` and so on for these disks of the point, readable while the block lasts.
+    """`VM/disk1` and so on, readable while the block lasts; of one VM or disk only if asked.
 
-    A disk keeps the number it has in the point, whichever are chosen. With
-    `since`, another point of the same VM, each says what changed against it: exact
-    to the repository's chunk, all of a disk that the older point does not have.
-    UnknownPointError when the two are of different VMs.
+    `vm` is a name or instance UUID; `disk` a label, VMDK name or number, and a disk keeps the
+    number that it has in its VM. Disks that know what changed offer it as contexts.
+    NotFoundInPointError when there is no such VM or disk.
     """
-    if since is not None and since.instance_uuid != point.instance_uuid:
-        raise UnknownPointError(
-            f"{since.vm}@{since.run} is of another VM than {point.vm}@{point.run}; name two points of"
-            " one VM to learn what changed."
-        )
+    chosen = [one for one in vms if vm is None or vm in (one.name, one.instance_uuid)]
+    if not chosen:
+        known = ", ".join(sorted(one.name for one in vms))
+        raise NotFoundInPointError(f"There is no VM {vm} in it, only {known}.")
     with ExitStack() as stack:
         exports = []
-        for number, image in enumerate(point.disks, 1):
-            if image not in disks:
-                continue
-            reader = repository.open_disk(image)
-            stack.callback(reader.close)
-            contexts = _changed(repository, image, since) if since is not None else ()
-            description = f"{image.label} of {point.vm}@{point.run}"
-            exports.append(Export(f"{point.vm}/disk{number}", reader, description, contexts))
+        for one in chosen:
+            for number, each in enumerate(one.disks, 1):
+                if disk is None or disk in _names(each, number):
+                    reader = each.open()
+                    stack.callback(reader.close)
+                    exports.append(
+                        Export(
+                            name=f"{one.name}/disk{number}",
+                            reader=reader,
+                            description=f"{each.label} of {one.name}@{one.run}",
+                            contexts=_changed(one, each, reader.size_bytes),
+                        )
+                    )
+        if not exports:
+            has = ", ".join(
+                f"{number} = {each.label}"
+                for one in chosen
+                for number, each in enumerate(one.disks, 1)
+            )
+            raise NotFoundInPointError(f"There is no disk {disk} in it; name one of these: {has}.")
         yield exports
 
 
-def _changed(repository: Repository, image: DiskImage, since: RestorePoint) -> tuple[Context, ...]:
-    older = next((disk for disk in since.disks if disk.key == image.key), None)
-    if older is None:
-        changed = iter([Extent(0, image.size_bytes)])
-    else:
-        changed = repository.changed_extents(older, image)
-    return changed_contexts(since.run, image.size_bytes, changed)
+def _names(disk: ServedDisk, number: int) -> tuple[str, ...]:
+    return disk.label, disk.path, disk.file, str(number)
+
+
+def _changed(vm: ServedVm, disk: ServedDisk, size_bytes: int) -> tuple[Context, ...]:
+    if disk.changed is None:
+        return ()
+    return changed_contexts(vm.since, size_bytes, disk.changed())

@@ -15,12 +15,13 @@ from atoll.service.site import Site
 def serving(site: Site, reference: str, since: str | None = None) -> Iterator[tuple[ServedVm, ...]]:
     """The VMs that a reference means, readable while the block lasts.
 
-    `VM@RUN` is one restore point. `RUN`, the beginning of one, or `latest` is all
-    VMs of a run: from its storage snapshots, which are kept meanwhile, and when
-    those are gone from the repository. With `since`, an older one of the same kind, their disks
+    `VM@RUN`, or a VM alone for its newest, is one restore point. `RUN`, the beginning of one, or
+    `latest` is all VMs of a run; a run's name begins with a digit. They are read from its storage
+    snapshots, which are kept meanwhile, and when those are gone from the repository. With `since`,
+    an older one of the same kind, their disks
     know what changed. UnknownPointError when there is no such thing.
     """
-    if "@" in reference:
+    if "@" in reference or not _names_a_run(reference):
         repository = site.repository()
         older = _older_point(repository, reference, since) if since else None
         yield (point_vm(repository, repository.find(reference), older),)
@@ -40,6 +41,10 @@ def serving(site: Site, reference: str, since: str | None = None) -> Iterator[tu
         run_vms(engine, *(find_run(engine, run.name) for run in runs)) as vms,
     ):
         yield vms
+
+
+def _names_a_run(reference: str) -> bool:
+    return reference == "latest" or reference[:1].isdigit()
 
 
 def _older_point(repository: Repository, reference: str, since: str) -> RestorePoint:

@@ -141,7 +141,7 @@ def test_one_disk_at_a_named_place(place: Path, tmp_path: Path) -> None:
     ("arguments", "status", "sentence"),
     [
         (("db1", "--listen", "0.0.0.0:0"), 3, "without TLS would show these disks"),
-        (("db1", "--disk", "9"), 19, "has 2 disks"),
+        (("db1", "--disk", "9"), 19, "There is no disk 9 in it"),
         (("db1", "--since", "app1"), 18, "of another VM"),
     ],
 )

@@ -4,6 +4,7 @@ import gzip
 import random
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,18 @@ from atoll.blocks.vmfs import open_volumes
 from atoll.model.errors import AtollError, UnsupportedFormatError
 from atoll.model.extents import Extent, merge
 from atoll_lab.vmfs import Volume, format_volume
-from delta_chains import Chain, add_delta, base, by_dissect, by_qemu, put_delta, put_on_volume
+from atoll_lab.vmfs.volume import Layout
+from delta_chains import (
+    LAYOUTS,
+    Chain,
+    add_delta,
+    base,
+    by_dissect,
+    by_qemu,
+    put_delta,
+    put_on_volume,
+    qemu_raw,
+)
 from sparse_deltas import SE_HEADER_BYTES, UNMAPPED, descriptor, write_cowd, write_sesparse
 
 _DATA = Path(__file__).parents[2] / "data" / "vmdk"
@@ -26,11 +38,11 @@ KINDS = ("SESPARSE", "VMFSSPARSE")
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-utils is missing")
 
 
-def on_volume(image: Path, chain: Chain) -> Path:
-    format_volume(image, 1 << 30, "deltas")
+def on_volume(image: Path, chain: Chain, layouts: Sequence[Layout] = LAYOUTS) -> Path:
+    format_volume(image, 560 * _MIB, "deltas")
     with Volume(image) as volume:
         volume.mkdir("/vm")
-        put_on_volume(volume, chain, "/vm")
+        put_on_volume(volume, chain, "/vm", layouts)
     return image
 
 
@@ -73,19 +85,30 @@ def test_a_random_chain_reads_as_qemu_reads_it(tmp_path: Path, seed: int) -> Non
 
 
 def test_a_delta_that_esx_wrote_lies_on_a_disk_of_ours(tmp_path: Path) -> None:
-    chain = base(tmp_path, 512 * _MIB, random.Random(6))
+    size, rng = 512 * _MIB, random.Random(6)
+    places = (0, 17 * _MIB, 300 * _MIB + 512, size - _MIB)
+    with (tmp_path / "vm-flat.vmdk").open("wb") as flat:
+        flat.truncate(size)
+        for at in places:
+            flat.seek(at)
+            flat.write(rng.randbytes(_MIB))
     file = "vm-000001-sesparse.vmdk"
     with gzip.open(_DATA / "sesparse.vmdk.gz") as packed:
         (tmp_path / file).write_bytes(packed.read())
-    text = descriptor(file, "SESPARSE", 512 * _MIB, "00000002", ("vm.vmdk", "00000001"))
+    text = descriptor("vm-flat.vmdk", "VMFS", size, "00000001")
+    (tmp_path / "vm.vmdk").write_bytes(text)
+    text = descriptor(file, "SESPARSE", size, "00000002", ("vm.vmdk", "00000001"))
     (tmp_path / "vm-000001.vmdk").write_bytes(text)
-    chain.names.append("vm-000001.vmdk")
-    chain.files.append(file)
-    image = on_volume(tmp_path / "lun.img", chain)
-    read = content(image, disk_map(image, chain.top))
-    assert read[: 16 * _MIB] == b"a" * (16 * _MIB)
-    assert read[16 * _MIB :] == chain.content[16 * _MIB :]
-    assert read == by_qemu(chain)
+    chain = Chain(tmp_path, size, ["vm.vmdk", "vm-000001.vmdk"], ["vm-flat.vmdk", file], b"")
+    image = on_volume(tmp_path / "lun.img", chain, ("thin", "fragmented"))
+    disk, lun = disk_map(image, chain.top), FileReader(image)
+    ours, theirs = MappedReader(disk, {"lun": lun}), FileReader(qemu_raw(chain))
+    assert ours.read(0, 16 * _MIB) == b"a" * (16 * _MIB)
+    for at in (*places, 15 * _MIB + 512, 100 * _MIB):
+        length = min(2 * _MIB, size - at)
+        assert ours.read(at, length) == theirs.read(at, length), at
+    lun.close()
+    theirs.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,1 @@
+"""Any read-only tree as a file system of this machine's kernel, over FUSE."""

@@ -1,0 +1,238 @@
+"""Answers the kernel's requests from a tree, in as many threads as there are requests at once."""
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from atoll.fuse import device, protocol
+from atoll.fuse.interface import Attributes, Node
+from atoll.fuse.nodes import NodeTable
+from atoll.fuse.protocol import Operation, Request
+from atoll.model.errors import AtollError, MountError, NotFoundInPointError
+
+_MAX_THREADS = 64
+_SPARE_THREADS = 2
+_NEVER_ANSWERED = (Operation.FORGET, Operation.BATCH_FORGET, Operation.INTERRUPT)
+
+OnFailure = Callable[[AtollError], None]
+"""Told of each AtollError that a reader met as an errno."""
+
+
+class FuseServer:
+    """A tree mounted on a directory. Enter to mount, leave to unmount.
+
+    Requests are answered side by side; one that waits, for a slow disk or a
+    slow parser, keeps no other waiting until 64 of them do.
+    """
+
+    def __init__(
+        self,
+        root: Node,
+        directory: Path,
+        *,
+        source: str,
+        allow_other: bool = False,
+        on_failure: OnFailure | None = None,
+    ) -> None:
+        self._table = NodeTable(root)
+        self._directory = directory
+        self._source = source
+        self._allow_other = allow_other
+        self._on_failure = on_failure or (lambda error: None)
+        self._counting = threading.Lock()
+        self._threads: set[threading.Thread] = set()
+        self._idle = 0
+        self._ended = threading.Event()
+        self._device = -1
+
+    def __enter__(self) -> "FuseServer":
+        """Mount; when this returns the tree answers."""
+        self._device = device.mount(
+            self._directory,
+            source=self._source,
+            allow_other=self._allow_other,
+            max_read_bytes=protocol.MAX_READ_BYTES,
+        )
+        try:
+            self._greet()
+            self._start_thread()
+            device.harden(self._directory)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Unmount, whoever still reads, and wait until the last request is answered."""
+        self.was_in_use = not device.let_go(self._directory) and not self._ended.is_set()
+        if self.was_in_use:
+            self._abort()
+        for thread in list(self._threads):
+            thread.join()
+        with suppress(OSError):
+            os.close(self._device)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether somebody unmounted the tree, within that time."""
+        return self._ended.wait(seconds)
+
+    def _abort(self) -> None:
+        """A mount that is only detached lives on in its users' hands: end it for them too."""
+        os.close(self._device)
+        self._device = -1
+
+    def _greet(self) -> None:
+        buffer = bytearray(protocol.REQUEST_BYTES)
+        length = os.readv(self._device, [buffer])
+        request = protocol.parse(memoryview(buffer)[:length])
+        major, minor = protocol.minor_of(request.body)
+        if major != protocol.MAJOR or minor < protocol.LEAST_MINOR:
+            raise MountError(
+                f"This kernel speaks FUSE {major}.{minor}, and"
+                f" {protocol.MAJOR}.{protocol.LEAST_MINOR} is needed (Linux 5.4 or later)."
+            )
+        self._send(self._device, request.unique, protocol.init_answer(request.body))
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._serve, name="fuse", daemon=True)
+        self._threads.add(thread)
+        self._idle += 1
+        thread.start()
+
+    def _serve(self) -> None:
+        buffer = bytearray(protocol.REQUEST_BYTES)
+        view = memoryview(buffer)
+        try:
+            while True:
+                try:
+                    length = os.readv(self._device, [buffer])
+                except OSError as error:
+                    if error.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
+                        continue  # ENOENT: the request was interrupted before it was read
+                    return  # ENODEV: unmounted
+                self._taken()
+                self._answer(protocol.parse(view[:length]))
+                if not self._done():
+                    return
+        finally:
+            with self._counting:
+                self._threads.discard(threading.current_thread())
+                if not self._threads:
+                    self._ended.set()
+
+    def _taken(self) -> None:
+        with self._counting:
+            self._idle -= 1
+            if self._idle == 0 and len(self._threads) < _MAX_THREADS:
+                self._start_thread()
+
+    def _done(self) -> bool:
+        """Whether this thread is still needed."""
+        with self._counting:
+            if self._idle >= _SPARE_THREADS:
+                return False
+            self._idle += 1
+            return True
+
+    def _answer(self, request: Request) -> None:
+        if request.operation in _NEVER_ANSWERED:
+            if request.operation != Operation.INTERRUPT:
+                for number, answers in protocol.forgotten(request):
+                    self._table.forget(number, answers)
+            return
+        number, body = 0, b""
+        try:
+            body = self._result(request)
+        except NotFoundInPointError:
+            number = errno.ENOENT
+        except AtollError as error:
+            number = errno.EIO
+            self._on_failure(error)
+        except OSError as error:
+            number = error.errno or errno.EIO
+        except MemoryError:
+            number = errno.ENOMEM
+        except BaseException:
+            self._send(self._device, request.unique, b"", errno.EIO)
+            raise
+        self._send(self._device, request.unique, body, number)
+
+    def _send(self, where: int, unique: int, body: bytes, error: int = 0) -> None:
+        head = protocol.answer_head(unique, len(body), error)
+        try:
+            os.writev(where, [head, body] if body else [head])
+        except OSError as failure:
+            # The reader was killed meanwhile, or the tree unmounted: nobody waits for this.
+            if failure.errno not in (errno.ENOENT, errno.ENODEV, errno.EINTR):
+                raise
+
+    def _result(self, request: Request) -> bytes:
+        match request.operation:
+            case Operation.STATFS:
+                return protocol.statfs_answer()
+            case Operation.RELEASE | Operation.RELEASEDIR | Operation.FLUSH | Operation.DESTROY:
+                return b""
+        node = self._table.node(request.node)
+        if node is None:
+            raise OSError(errno.ESTALE, "unknown node")
+        body = request.body
+        match request.operation:
+            case Operation.LOOKUP:
+                found = node.lookup(protocol.name_of(body))
+                if found is None:
+                    raise FileNotFoundError(errno.ENOENT, "no such name")
+                return self._entry(found, found.attributes())
+            case Operation.GETATTR:
+                return protocol.attributes_answer(node.attributes())
+            case Operation.READLINK:
+                return node.target()
+            case Operation.OPEN | Operation.OPENDIR:
+                return protocol.open_answer(
+                    uncached=node.uncached, directory=request.operation == Operation.OPENDIR
+                )
+            case Operation.READ:
+                return node.read(*protocol.range_of(body))
+            case Operation.READDIR | Operation.READDIRPLUS:
+                return self._listing(node, request)
+            case Operation.LSEEK:
+                offset, whence = protocol.seek_of(body)
+                return protocol.number_answer(node.data_or_hole(offset, whence == os.SEEK_HOLE))
+            case Operation.GETXATTR | Operation.LISTXATTR:
+                return self._xattr(node, request)
+        raise OSError(errno.ENOSYS, "not offered")
+
+    def _entry(self, node: Node, attributes: Attributes) -> bytes:
+        return protocol.entry_answer(self._table.remember(node), attributes)
+
+    def _listing(self, directory: Node, request: Request) -> bytes:
+        start, room = protocol.range_of(request.body)
+        plus = request.operation == Operation.READDIRPLUS
+        listing = bytearray()
+        for following, (name, inode, mode, node) in enumerate(directory.names(start), start + 1):
+            row = protocol.directory_entry(inode, following, mode, name)
+            size = len(row) + (len(protocol.NO_ENTRY) if plus else 0)
+            if len(listing) + size > room:
+                break
+            if plus:
+                # Remembered only now that it is sure to be part of the answer.
+                listing += protocol.NO_ENTRY if node is None else self._entry(node, node.attributes())
+            listing += row
+        return bytes(listing)
+
+    def _xattr(self, node: Node, request: Request) -> bytes:
+        room, name = protocol.xattr_wanted(request.body)
+        attributes = node.xattrs()
+        if request.operation == Operation.LISTXATTR:
+            value = b"".join(each + b"\0" for each in attributes)
+        elif name in attributes:
+            value = attributes[name]
+        else:
+            raise OSError(errno.ENODATA, "no such attribute")
+        if room == 0:
+            return protocol.size_answer(len(value))
+        if len(value) > room:
+            raise OSError(errno.ERANGE, "too small")
+        return value
