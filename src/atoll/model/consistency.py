@@ -88,7 +88,7 @@ class ConsistencyProof:
     Points of older versions have no `instants`. `reasons` says what was lost;
     empty when all that was found in the guest was held. `way` is how it was held
     (`direct` or `vmware`), empty when it was not, and `fell_back` why better ways
-    were not gone. `vmware` is the VMware snapshot whose base disks were read.
+    were not gone. `vmware` is the VMware snapshot below which the disks were read.
     """
 
     vm: str

@@ -257,7 +257,7 @@ def test_what_is_frozen_already_fails_clearly_and_stays_as_it_was(guest, agent):
     run("fsfreeze", "-f", guest.mount)
     try:
         with pytest.raises(HoldFailedError, match="already frozen by something else"):
-            agent.channel.freeze("run-7", 60, 30)
+            agent.channel.freeze("run-7", 60, 10)
         assert guest.frozen()
     finally:
         run("fsfreeze", "-u", guest.mount)
