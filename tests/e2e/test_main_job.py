@@ -103,6 +103,8 @@ def test_the_island_shows_the_increment_and_nothing_stays(lab: LiveLab, job: Job
     assert {row["vm"] for row in inventory} == set(VMS), "placeholders are no VMs to back up"
     assert lab.check("island", "clear", "--json").json["retired"] == [run]
     assert {host.name: host.luns for host in lab.control.hosts()}["island1.lab"] == ()
+    history = lab.check("island", "history", "db1", "--json").json
+    assert [(event["what"], event["run"]) for event in history] == [("made", run), ("emptied", run)]
     lab.assert_in_order()
 
 

@@ -5,9 +5,9 @@ from typing import Annotated
 import typer
 
 from atoll.cli import context
-from atoll.cli.output import as_json, err, out, table
+from atoll.cli.output import as_json, err, moment, out, table
 from atoll.island.placing import Refreshed
-from atoll.service.island import clear_island, island_status, refresh_island
+from atoll.service.island import clear_island, island_history, island_status, refresh_island
 
 app = typer.Typer(
     help="Show runs to backup software on the island's ESX host.", no_args_is_help=True
@@ -62,6 +62,35 @@ def status(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         ],
     )
     out.print(f"Runs on the island: {', '.join(found.runs) or 'none'}")
+
+
+@app.command("history")
+def history(
+    vm: Annotated[
+        str | None, typer.Argument(help="Only of this VM: a name it had, or its UUID.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List what became of the placeholder VMs, oldest first."""
+    found = island_history(context.site())
+    uuids = {event.vm for event in found if vm in (event.vm, event.name, event.was)}
+    chosen = [event for event in found if vm is None or event.vm in uuids]
+    if json:
+        as_json(chosen)
+        return
+    table(
+        ["when", "placeholder", "what", "run", "~id"],
+        [
+            (
+                moment(event.at),
+                event.name,
+                f"{event.what} (was {event.was})" if event.was else event.what,
+                event.run or "-",
+                event.moref,
+            )
+            for event in chosen
+        ],
+    )
 
 
 def _tell(done: Refreshed, *, json: bool) -> None:

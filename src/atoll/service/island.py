@@ -10,6 +10,7 @@ from atoll.island.placing import Refreshed, clear, refresh
 from atoll.island.presentation import Island, island_host
 from atoll.island.runs import captured_runs, find_run
 from atoll.model.errors import ConfigurationError, RunConflictError
+from atoll.service.island_history import Event, IslandHistory, events
 from atoll.service.site import Site
 from atoll.vsphere.placeholder_vms import Placeholder, Placeholders
 
@@ -36,7 +37,8 @@ def refresh_island(site: Site, reference: str) -> Refreshed:
             for vm in known.certificate.vms
         }
         uuids |= {placeholder.vm for placeholder in placeholders.all()}
-        with site.pins().reading([(taken.group, taken.name) for taken in run.snapshots]):
+        pinned = site.pins().reading([(taken.group, taken.name) for taken in run.snapshots])
+        with pinned, _remembered(site, placeholders):
             return refresh(island, placeholders, run, placeholders.hardware(sorted(uuids)))
 
 
@@ -44,13 +46,33 @@ def clear_island(site: Site, run: str | None) -> Refreshed:
     """Take a run, or all, off the island; the placeholders stay, without disks."""
     with _exclusive(site):
         island, placeholders = _open(site)
-        return clear(island, placeholders, run)
+        with _remembered(site, placeholders):
+            return clear(island, placeholders, run)
 
 
 def island_status(site: Site) -> IslandStatus:
     """What the island shows now."""
     island, placeholders = _open(site)
     return IslandStatus(tuple(placeholders.all()), tuple(sorted(island.presented())))
+
+
+def island_history(site: Site) -> list[Event]:
+    """What became of each placeholder, oldest first."""
+    return _history(site).read()
+
+
+@contextmanager
+def _remembered(site: Site, placeholders: Placeholders) -> Iterator[None]:
+    """Note what happens to the placeholders inside the block, also when it fails."""
+    before = placeholders.all()
+    try:
+        yield
+    finally:
+        _history(site).add(list(events(before, placeholders.all())))
+
+
+def _history(site: Site) -> IslandHistory:
+    return IslandHistory(site.work_directory.parent / "island.jsonl")
 
 
 def _open(site: Site) -> tuple[Island, Placeholders]:
