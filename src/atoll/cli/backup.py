@@ -8,8 +8,7 @@ from atoll.cli import context
 from atoll.cli.output import as_json, err, out, seconds, size, table
 from atoll.cli.progress import LiveProgress
 from atoll.director.proof import POWERED_OFF
-from atoll.model.consistency import Consistency
-from atoll.model.points import RestorePoint
+from atoll.model.consistency import Consistency, ConsistencyProof
 from atoll.model.progress import Progress, Silent
 from atoll.service.backup import BackupResult, back_up, clean_site
 
@@ -42,7 +41,7 @@ def backup(
             watched: Progress = progress
             result = back_up(site, vms, watched, full=full)
         report(result)
-    if any(_lesser(point) for point in result.points):
+    if any(is_lesser(point.proof) for point in result.points):
         raise typer.Exit(LESSER_POINT)
 
 
@@ -102,8 +101,8 @@ def in_words(consistency: Consistency) -> str:
     return "not consistent" if consistency is Consistency.NONE else f"{consistency}-consistent"
 
 
-def _lesser(point: RestorePoint) -> bool:
+def is_lesser(proof: ConsistencyProof) -> bool:
     """Whether a VM that was running got less than its agent should give."""
-    was_off = any(reason.startswith(POWERED_OFF) for reason in point.proof.reasons)
-    lesser = bool(point.proof.reasons) and point.proof.consistency is not Consistency.APP
+    was_off = any(reason.startswith(POWERED_OFF) for reason in proof.reasons)
+    lesser = bool(proof.reasons) and proof.consistency is not Consistency.APP
     return lesser and not was_off

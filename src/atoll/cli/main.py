@@ -13,15 +13,18 @@ from atoll import __version__
 from atoll.cli import (
     agent,
     backup,
+    capture,
     context,
     export,
     files,
     inventory,
     island,
+    mount,
     points,
     prove,
     repo,
     restore,
+    runs,
     storage,
     verify,
 )
@@ -61,11 +64,15 @@ def _root(
 
 app.command("inventory")(inventory.inventory)
 app.command("backup")(backup.backup)
+app.command("capture")(capture.capture)
 app.command("cleanup")(backup.cleanup)
 app.command("points")(points.points)
 app.command("point")(points.point)
 app.command("files")(files.files)
 app.command("export")(export.export)
+app.command("runs")(runs.runs)
+app.command("mount")(mount.mount)
+app.command("unmount")(mount.unmount)
 app.command("verify")(verify.verify)
 app.command("prove")(prove.prove)
 app.add_typer(restore.app, name="restore")

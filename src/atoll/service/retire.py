@@ -19,6 +19,11 @@ def own_prefix(key_id: str) -> str:
     return f"atoll-{key_id[:8]}-"
 
 
+def capture_prefix(prefix: str) -> str:
+    """How the snapshots of captures begin, which no restore point stands on."""
+    return f"capture-{prefix}"
+
+
 def needed_snapshots(points: Iterable[RestorePoint]) -> set[tuple[str, str]]:
     """(group, snapshot) of each VM's newest point: the next increment is measured from it."""
     newest: dict[str, RestorePoint] = {}
@@ -90,6 +95,9 @@ def clean_up(
             done.append(f"Removed clone {group.name}, which no run uses.")
     retired = retire_snapshots(engine, prefix, points, pins)
     for record in records:
+        # A capture that was finished is not recorded any more, and stays.
+        for group in engine.groups():
+            engine.delete_snapshot(group.name, capture_prefix(prefix) + record.run)
         journal.end(record.run)
         done.append(f"Cleared what run {record.run} left when it died.")
     if retired:

@@ -1,0 +1,105 @@
+"""A run without a copy: guests held, snapshots taken and kept, for other software to read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from atoll.island.runs import captured_runs
+from atoll.model.consistency import ConsistencyProof
+from atoll.model.errors import AtollError
+from atoll.model.plan import Bystander
+from atoll.model.progress import Progress
+from atoll.model.storage import GroupSnapshot
+from atoll.service.holding import PreparedRun, prepared
+from atoll.service.retire import capture_prefix
+from atoll.service.site import Site
+from atoll.storage.interface import StorageEngine
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureResult:
+    """What a capture made. `proofs` are by VM name, `retired` the runs whose snapshots went.
+
+    `cleaned` is what earlier runs had left, `leftovers` what this one could not tidy, a sentence
+    each.
+    """
+
+    run: str
+    proofs: dict[str, ConsistencyProof]
+    bystanders: tuple[Bystander, ...]
+    snapshots: tuple[GroupSnapshot, ...]
+    hold_seconds: float
+    retired: tuple[str, ...]
+    cleaned: tuple[str, ...]
+    leftovers: tuple[str, ...]
+
+
+def capture_vms(
+    site: Site, names: Sequence[str], progress: Progress, *, keep: int
+) -> CaptureResult:
+    """Hold the named VMs as one run, snapshot their LUN groups, and keep the snapshots.
+
+    Of each VM the `keep` newest captures stay (1 at least), and those that the island shows or
+    somebody reads. Raises AtollError; then no guest is held and no snapshot of the run remains.
+    """
+    if keep < 1:
+        raise ValueError("a capture that is not kept is of no use")
+    with prepared(site, names, progress) as run:
+        snapshot = capture_prefix(run.prefix) + run.name
+        try:
+            held = run.hold(snapshot, progress)
+            run.journal.end(run.name)
+        except BaseException as error:
+            run.undo(snapshot, error)
+            raise
+        progress.stage("", "retire")
+        cleaned = list(run.cleaned)
+        retired: list[str] = []
+        try:
+            retired += _retire(run, keep)
+        except AtollError as error:
+            # The capture is there; what could not be tidied the next one tidies.
+            cleaned.append(f"Old captures could not be deleted yet: {error}")
+    progress.stage("", "done")
+    return CaptureResult(
+        run=run.name,
+        proofs={vm.vm.name: held.proofs[vm.vm.instance_uuid] for vm in run.plan.vms},
+        bystanders=run.plan.bystanders,
+        snapshots=tuple(held.snapshots.values()),
+        hold_seconds=held.hold_seconds,
+        retired=tuple(retired),
+        cleaned=tuple(cleaned),
+        leftovers=held.leftovers,
+    )
+
+
+def _retire(run: PreparedRun, keep: int) -> list[str]:
+    """Delete captures that are no VM's newest; the names of their runs."""
+    engine, prefix = run.engine, capture_prefix(run.prefix)
+    captures = [
+        each
+        for each in captured_runs(engine)
+        if all(snapshot.name.startswith(prefix) for snapshot in each.snapshots)
+    ]
+    kept: dict[str, int] = {}
+    retired = []
+    for each in reversed(captures):
+        vms = [vm.instance_uuid for vm in each.certificate.vms]
+        newest = [vm for vm in vms if kept.get(vm, 0) < keep]
+        for vm in vms:
+            kept[vm] = kept.get(vm, 0) + 1
+        if not newest and _delete(run, engine, [(s.group, s.name) for s in each.snapshots]):
+            retired.append(each.name)
+    return retired
+
+
+def _delete(run: PreparedRun, engine: StorageEngine, snapshots: Sequence[tuple[str, str]]) -> bool:
+    """Delete a run's snapshots unless one is read or has a clone; whether all are gone."""
+    clones = {group.clone_of for group in engine.groups()}
+    free = True
+    for group, name in snapshots:
+        with run.pins.deleting(group, name) as unread:
+            if unread and f"{group}@{name}" not in clones:
+                engine.delete_snapshot(group, name)
+            else:
+                free = False
+    return free

@@ -1,0 +1,142 @@
+"""What every run begins with: a sound plan, a site in order, one hold, and certified snapshots."""
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from atoll.director.capture import Capture, Means, capture, hold_name
+from atoll.director.certificate import certificate
+from atoll.director.plan import make_plan
+from atoll.director.policy import HoldPolicy, Way
+from atoll.director.snapshots import delete_snapshots
+from atoll.director.ways import wayless
+from atoll.guests.interface import GuestAgent
+from atoll.model.errors import AgentUnavailableError, AtollError
+from atoll.model.inventory import Inventory
+from atoll.model.plan import Plan
+from atoll.model.points import RestorePoint
+from atoll.model.progress import Progress
+from atoll.repository.repository import Repository
+from atoll.service.journal import Journal, RunRecord
+from atoll.service.pins import Pins
+from atoll.service.retire import clean_up, own_prefix
+from atoll.service.site import Site
+from atoll.storage.interface import StorageEngine
+
+_UNDO_SECONDS = 60.0
+"""For the storage to delete the snapshots of a run that failed; else the next start does."""
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that may hold its guests now. `points` are the repository's, `prefix` the site's own.
+
+    `cleaned` is what earlier runs had left, a sentence each.
+    """
+
+    name: str
+    plan: Plan
+    means: Means
+    policy: HoldPolicy
+    engine: StorageEngine
+    journal: Journal
+    pins: Pins
+    repository: Repository
+    points: Sequence[RestorePoint]
+    inventory: Inventory
+    prefix: str
+    cleaned: list[str]
+    _following: ExitStack
+
+    def hold(self, snapshot: str, progress: Progress) -> Capture:
+        """Hold the guests and take the run's snapshots, called `snapshot`, with their certificate.
+
+        After it raised, call `undo`.
+        """
+        self.journal.begin(
+            RunRecord(
+                run=self.name,
+                vms=tuple(vm.vm.instance_uuid for vm in self.plan.vms),
+                holds=tuple(hold_name(self.name, number) for number in range(self.policy.holds)),
+            )
+        )
+        held = capture(self.plan, snapshot, self.means, self.policy, progress)
+        self._following.close()
+        words = certificate(self.plan, held.proofs)
+        for group in self.plan.groups:
+            self.engine.annotate_snapshot(group, snapshot, words)
+        return held
+
+    def undo(self, snapshot: str, cause: BaseException) -> None:
+        """Delete the run's snapshots and forget it; what cannot be done now the next start does."""
+        try:
+            delete_snapshots(self.engine, self.plan.groups, snapshot, _UNDO_SECONDS)
+            self.journal.end(self.name)
+        except AtollError as error:
+            cause.add_note(f"Clearing up after it failed too: {error}")
+
+
+def new_run() -> str:
+    """A run's name: sorts by time, unique, and fit for storage and agents."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+
+
+@contextmanager
+def prepared(site: Site, names: Sequence[str], progress: Progress) -> Iterator[PreparedRun]:
+    """Plan a run of the named VMs and bring the site in order; the only run as long as it lasts.
+
+    Nothing is held before the plan is sound, the agents are known and the repository is open.
+    Raises AtollError.
+    """
+    progress.stage("", "plan")
+    repository = site.repository()
+    engine = site.engine()
+    agents = site.agents()
+    vcenter = site.vcenter()
+    journal = site.journal()
+    run = new_run()
+    with journal.exclusive(), ExitStack() as following:
+        points = repository.points()
+        prefix = own_prefix(repository.key_id)
+        vmware = vcenter.snapshots(repository.key_id[:8])
+        allowed = Way.VMWARE in site.hold.ways
+        pins = site.pins()
+        cleaned = clean_up(
+            engine, journal, agents, prefix, points, pins, vmware if allowed else None
+        )
+        cleaned += site.renew_agents()
+        # What moves until the snapshot is there is then noticed without reading everything again.
+        following.enter_context(vcenter.follow())
+        inventory = vcenter.inventory()
+        plan = make_plan(run, names, inventory, engine.groups(), agents.keys())
+        if not site.hold.accept_less:
+            _require_ways(plan, agents, site.hold)
+        for group in plan.groups:
+            engine.require_room(group)
+        yield PreparedRun(
+            name=run,
+            plan=plan,
+            means=Means(agents, engine, vcenter.placement, vmware),
+            policy=site.hold,
+            engine=engine,
+            journal=journal,
+            pins=pins,
+            repository=repository,
+            points=points,
+            inventory=inventory,
+            prefix=prefix,
+            cleaned=cleaned,
+            _following=following,
+        )
+
+
+def _require_ways(plan: Plan, agents: Mapping[str, GuestAgent], policy: HoldPolicy) -> None:
+    bare = wayless(plan, agents.keys(), policy)
+    if bare:
+        raise AgentUnavailableError(
+            f"No agent is enrolled for {', '.join(bare)}, so the point would be crash-consistent "
+            "only; enrol one, let VMware snapshots hold VMs without one (`ways` in [director]), or "
+            "run again with --accept-less."
+        )
