@@ -23,6 +23,7 @@ ABSENT, ZEROED = -2, -1
 
 MAX_PIECES = 1 << 24  # 32 GiB written 4 KiB at a time, none beside its neighbour
 _BATCH_TABLES = 64
+_BEHIND = "in blocks that the datastore has not noted as its own yet"
 _SECTOR = 512
 
 
@@ -83,12 +84,16 @@ def overlaid(below: DiskMap | None, grains: Grains, file_map: DiskMap, size_byte
     """The map of a disk of which `grains` lie in a delta file and the rest is `below`.
 
     `file_map` says where the delta file itself lies. Without a disk below the
-    rest reads as zeros. Raises ValueError when the result is more than MAX_PIECES.
+    rest reads as zeros. Raises ValueError when the result is more than MAX_PIECES,
+    and for a grain in a hole of the file: what was written has a block, so the
+    datastore's own metadata is behind.
     """
     ends = grains.disk_offset + grains.length
     live = grains.file_offset != ZEROED
     columns = (grains.disk_offset, grains.length, grains.file_offset)
     above = file_map.rearranged(size_bytes, np.stack([column[live] for column in columns], axis=1))
+    if above.mapped_bytes != int(grains.length[live].sum()):
+        raise ValueError(f"it has grains {_BEHIND}")
     kept = DiskMap.of(size_bytes, (), [])
     if below is not None:
         start, end = gaps(*merge_ranges(grains.disk_offset, ends), size_bytes)
@@ -112,11 +117,22 @@ def overlaid(below: DiskMap | None, grains: Grains, file_map: DiskMap, size_byte
     return made
 
 
+def require_blocks(file: SparseFile, file_map: DiskMap) -> None:
+    """ValueError for a grain table in a hole of the file, which would read as if nothing was written."""
+    tables = file.tables[file.tables != ABSENT]
+    length = np.full(len(tables), file.entries * file.entry.itemsize, dtype=np.int64)
+    total = int(length.sum())
+    pieces = np.stack((np.cumsum(length) - length, length, tables), axis=1)
+    if file_map.rearranged(total, pieces).mapped_bytes != total:
+        raise ValueError(f"it has grain tables {_BEHIND}")
+
+
 def delta_damaged(path: str, why: object) -> UnsupportedFormatError:
     """The error for a delta whose tables cannot be believed."""
     return UnsupportedFormatError(
-        f"Delta {path} cannot be read: {why}; remove the VM's VMware snapshots or consolidate its "
-        "disks, and check the disk with vmkfstools on the ESX host."
+        f"Delta {path} cannot be read: {why}; run again, and if it stays so let a VMware snapshot "
+        'hold the VM (ways = ["vmware"]), below which its disks stand still, or remove its own '
+        "snapshots."
     )
 
 

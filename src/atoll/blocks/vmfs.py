@@ -15,7 +15,7 @@ from dissect.vmfs.vmfs import VMFS
 from atoll.blocks.chains import Level, read_chain
 from atoll.blocks.cowd import open_cowd
 from atoll.blocks.extent_map import DiskMap
-from atoll.blocks.grains import Grains, delta_damaged, overlaid, read_grains
+from atoll.blocks.grains import Grains, delta_damaged, overlaid, read_grains, require_blocks
 from atoll.blocks.ranges import Int64Array, overlapping_pairs
 from atoll.blocks.readers import MappedReader
 from atoll.blocks.sesparse import open_sesparse
@@ -155,7 +155,9 @@ class VmfsVolume:
                 f"it is for {file.size_bytes} bytes of a disk where its descriptor says "
                 f"{extent.length}"
             )
-        return read_grains(file, reader)
+        grains = read_grains(file, reader)
+        require_blocks(file, file_map)
+        return grains
 
     def _mapped(self, path: str, extents: Sequence[FileExtent]) -> DiskMap:
         folder = path.rpartition("/")[0]

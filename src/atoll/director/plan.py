@@ -33,8 +33,7 @@ def make_plan(
     luns_by_naa = {lun.naa: lun for group in groups for lun in group.luns}
     found = {vm.instance_uuid: vm for vm in (_find_vm(name, inventory) for name in names)}
     planned = [_plan_vm(vm, inventory, luns_by_naa, with_agent) for vm in found.values()]
-    strangers = [vm for vm in inventory.vms if vm.powered_on and vm.instance_uuid not in found]
-    owners = _owners(strangers)
+    owners = _owners(vm for vm in inventory.vms if vm.powered_on)
     planned = [_with_sharers(vm, owners) for vm in planned]
     snapped = {group for vm in planned for group in vm.groups}
     homes = _homes(inventory, luns_by_naa)
@@ -94,7 +93,9 @@ def _plan_disk(
     where = f"Disk {disk.label} of VM {vm.name}"
     raw = _raw_lun(where, disk, luns_by_naa) if disk.rdm else None
     if raw is not None and not disk.below:
-        return PlannedDisk(disk=disk, group=raw.group, vmfs_uuid="", luns=(), raw_lun=raw.name)
+        # In physical mode the guest has the whole LUN, whatever size vCenter last saw.
+        whole = replace(disk, size_bytes=max(disk.size_bytes, raw.size_bytes))
+        return PlannedDisk(disk=whole, group=raw.group, vmfs_uuid="", luns=(), raw_lun=raw.name)
     vmfs_uuid, luns = _volume(where, inventory.datastore(disk.datastore), luns_by_naa)
     if raw is not None and raw.group != luns[0].group:
         raise UnprotectableVmError(
@@ -154,21 +155,26 @@ def _volume(where: str, datastore: Datastore, luns_by_naa: dict[str, Lun]) -> tu
     return datastore.vmfs_uuid, luns
 
 
-def _owners(vms: Iterable[VirtualMachine]) -> Mapping[str, list[str]]:
-    """Names of the VMs that have a disk, by what tells one disk from another."""
-    owners: dict[str, list[str]] = {}
+def _owners(vms: Iterable[VirtualMachine]) -> Mapping[str, list[VirtualMachine]]:
+    """The VMs that have a disk, by what tells one disk from another."""
+    owners: dict[str, list[VirtualMachine]] = {}
     for vm in vms:
         for disk in vm.disks:
             for identity in _identities(disk):
-                owners.setdefault(identity, []).append(vm.name)
+                owners.setdefault(identity, []).append(vm)
     return owners
 
 
-def _with_sharers(planned: PlannedVm, owners: Mapping[str, list[str]]) -> PlannedVm:
+def _with_sharers(planned: PlannedVm, owners: Mapping[str, list[VirtualMachine]]) -> PlannedVm:
     """The VM with the names of others that have a disk of it too."""
 
     def shared(disk: PlannedDisk) -> PlannedDisk:
-        names = {name for each in _identities(disk.disk) for name in owners.get(each, ())}
+        names = {
+            vm.name
+            for each in _identities(disk.disk)
+            for vm in owners.get(each, ())
+            if vm.instance_uuid != planned.vm.instance_uuid
+        }
         return replace(disk, shared_with=tuple(sorted(names))) if names else disk
 
     return replace(planned, disks=tuple(map(shared, planned.disks)))

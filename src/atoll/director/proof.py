@@ -200,8 +200,8 @@ def _forgotten(labels: Sequence[str]) -> str:
 
 def _shared(disk: PlannedDisk) -> str:
     return (
-        f"{disk.disk.label} is attached to {', '.join(disk.shared_with)} too, which ran and was not "
-        "held"
+        f"{disk.disk.label} is attached to {', '.join(disk.shared_with)} too, which ran and may have "
+        "written to it"
     )
 
 

@@ -139,6 +139,10 @@ class FileSystem(Protocol):
         """The entry of an inode, as `children` gives it; its path is `/`."""
         ...
 
+    def attributes(self, inode: int) -> dict[str, bytes]:
+        """All extended attributes and POSIX ACLs of an inode."""
+        ...
+
     def children(self, inode: int) -> Iterator[Entry | Fault]:
         """What is in a directory, by its inode number; the paths are `/NAME`.
 

@@ -122,6 +122,8 @@ def _records(
     match verb:
         case "node":
             yield detailed(volume, volume.entry(inode, path))
+        case "attributes":
+            yield replace(volume.entry(inode, path), xattrs=volume.xattrs(inode))
         case "children":
             yield from children(volume, inode)
         case "layout":

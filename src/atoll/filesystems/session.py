@@ -90,6 +90,11 @@ class FileSystemSession:
         self._busy = False
 
     @property
+    def running(self) -> bool:
+        """Whether the jailed process is there: a refusal leaves it, damage to itself ends it."""
+        return self._process is not None
+
+    @property
     def kind(self) -> str:
         """`ext2`, `ext3`, `ext4`."""
         return self._kind
@@ -160,7 +165,11 @@ class FileSystemSession:
         """The entry of an inode; see FileSystem.node."""
         return self._single("node", inode)
 
-    def children(self, inode: int) -> Iterator[Entry | Fault]:
+    def attributes(self, inode: int) -> dict[str, bytes]:
+        """All extended attributes of an inode, however large."""
+        return dict(self._single("attributes", inode).xattrs or ())
+
+    def children(self, inode: int) -> Generator[Entry | Fault, None, None]:
         """What is in a directory; see FileSystem.children."""
         for record in self._command("children", inode):
             match record:
@@ -171,7 +180,7 @@ class FileSystemSession:
                 case _:
                     raise self._stop("what is no name of a directory")
 
-    def layout(self, inode: int) -> Iterator[Placed | Data]:
+    def layout(self, inode: int) -> Generator[Placed | Data, None, None]:
         """Where a file's content lies; see FileSystem.layout."""
         with contextlib.closing(self._command("layout", inode)) as records:
             entry = next(records, None)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 
@@ -84,18 +85,19 @@ def walk(volume: Volume, inode: int, path: str, deep: bool) -> Iterator[Entry | 
 
 def detailed(volume: Volume, entry: Entry) -> Entry:
     """The entry with its extended attributes and, of a file, its places, where these are small."""
-    try:
-        xattrs = volume.xattrs(entry.inode)
-        small = sum(len(name) + len(value) for name, value in xattrs) <= _SMALL_XATTRS_BYTES
-        entry = replace(entry, xattrs=xattrs if small else None)
-        if entry.kind is EntryKind.FILE:
-            places = list(islice(volume.layout(entry.inode), _SMALL_PLACES + 1))
-            if len(places) <= _SMALL_PLACES:
-                known = tuple(place for place in places if isinstance(place, Placed))
-                entry = replace(entry, places=known if len(known) == len(places) else None)
-    except UnsupportedFormatError:
-        return entry  # who asks for what is missing is told why
-    return entry
+    xattrs = places = None
+    # Who asks for what is missing is told why.
+    with suppress(UnsupportedFormatError):
+        found = volume.xattrs(entry.inode)
+        if sum(len(name) + len(value) for name, value in found) <= _SMALL_XATTRS_BYTES:
+            xattrs = found
+    if entry.kind is EntryKind.FILE:
+        with suppress(UnsupportedFormatError):
+            pieces = list(islice(volume.layout(entry.inode), _SMALL_PLACES + 1))
+            known = tuple(piece for piece in pieces if isinstance(piece, Placed))
+            if len(known) == len(pieces) <= _SMALL_PLACES:
+                places = known
+    return replace(entry, xattrs=xattrs, places=places)
 
 
 def children(volume: Volume, inode: int) -> Iterator[Entry | Fault]:

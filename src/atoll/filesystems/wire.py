@@ -24,6 +24,7 @@ MAX_TEXT_CHARACTERS = 1 << 16
 HEADER = "<BI"
 _MAX_NANOSECONDS = 1 << 66  # ext4 ends in 2446, XFS in 2486
 _MAX_INODE = 1 << 64
+_KINDS = {kind.value: kind for kind in EntryKind}
 _PLACED = struct.Struct("<3Q")
 
 
@@ -163,7 +164,7 @@ def _entry(row: object) -> Entry:
     if not isinstance(row, list) or len(row) != 16:
         raise distrust("a malformed entry")
     target, device, xattrs, allocated, places = row[11:]
-    if not isinstance(row[1], str) or row[1] not in set(EntryKind):
+    if not isinstance(row[1], str) or row[1] not in _KINDS:
         raise distrust("an unknown kind of entry")
     mtime, atime, ctime = (
         _number(value, -_MAX_NANOSECONDS, _MAX_NANOSECONDS) for value in row[6:9]
@@ -176,7 +177,7 @@ def _entry(row: object) -> Entry:
         device = (_number(device[0], 0, 1 << 32), _number(device[1], 0, 1 << 32))
     return Entry(
         _path(row[0]),
-        EntryKind(row[1]),
+        _KINDS[row[1]],
         _number(row[2], 0, 1 << 63),
         _number(row[3], 0, 0o10000),
         _number(row[4], 0, 1 << 32),

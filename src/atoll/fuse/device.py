@@ -3,7 +3,6 @@
 import array
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import socket
@@ -14,8 +13,6 @@ from pathlib import Path
 from atoll.model.errors import MountError
 
 KIND = "fuse.atoll"
-_DEVICE = Path("/dev/fuse")
-_CLONE = 0x8004E500  # FUSE_DEV_IOC_CLONE, linux/fuse.h
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 0x1, 0x2, 0x4, 0x8
 _MS_REMOUNT, _MS_NOSYMFOLLOW, _MS_BIND = 0x20, 0x100, 0x1000
 _ESCAPED = re.compile(r"\\([0-7]{3})")
@@ -28,7 +25,9 @@ def mount(directory: Path, *, source: str, allow_other: bool, max_read_bytes: in
     are root the kernel follows no symlink of the tree either, only shows them.
     """
     check(directory)
-    options = f"ro,nosuid,nodev,noexec,subtype=atoll,fsname={_plain(source)},max_read={max_read_bytes}"
+    options = (
+        f"ro,nosuid,nodev,noexec,subtype=atoll,fsname={_plain(source)},max_read={max_read_bytes}"
+    )
     if allow_other:
         # Only with others are there permissions to enforce; alone, whoever mounts may read it all.
         options += ",allow_other,default_permissions"
@@ -69,17 +68,6 @@ def harden(directory: Path) -> None:
         number = ctypes.get_errno()
         if number != errno.EINVAL:  # kernels before 5.10 know no such flag
             raise MountError(f"{directory} could not be made safe: {os.strerror(number)}.")
-
-
-def another(descriptor: int) -> int:
-    """A further descriptor for the same mount, so that threads do not share one queue."""
-    clone = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.ioctl(clone, _CLONE, array.array("I", [descriptor]))
-    except OSError:
-        os.close(clone)
-        raise
-    return clone
 
 
 def check(directory: Path) -> None:

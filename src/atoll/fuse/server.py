@@ -2,9 +2,9 @@
 
 import errno
 import os
+import select
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from atoll.fuse import device, protocol
@@ -47,6 +47,9 @@ class FuseServer:
         self._idle = 0
         self._ended = threading.Event()
         self._device = -1
+        self._stop = os.pipe2(os.O_CLOEXEC)
+        self.was_in_use = False
+        """Whether readers were cut off when the tree was unmounted at its end."""
 
     def __enter__(self) -> "FuseServer":
         """Mount; when this returns the tree answers."""
@@ -67,22 +70,17 @@ class FuseServer:
 
     def __exit__(self, *_: object) -> None:
         """Unmount, whoever still reads, and wait until the last request is answered."""
-        self.was_in_use = not device.let_go(self._directory) and not self._ended.is_set()
-        if self.was_in_use:
-            self._abort()
+        if not self._ended.is_set():
+            self.was_in_use = not device.let_go(self._directory)
+        os.close(self._stop[1])
         for thread in list(self._threads):
             thread.join()
-        with suppress(OSError):
-            os.close(self._device)
+        os.close(self._stop[0])
+        os.close(self._device)  # whoever still holds files of a mount that was in use loses them
 
     def wait(self, seconds: float) -> bool:
         """Whether somebody unmounted the tree, within that time."""
         return self._ended.wait(seconds)
-
-    def _abort(self) -> None:
-        """A mount that is only detached lives on in its users' hands: end it for them too."""
-        os.close(self._device)
-        self._device = -1
 
     def _greet(self) -> None:
         buffer = bytearray(protocol.REQUEST_BYTES)
@@ -94,7 +92,8 @@ class FuseServer:
                 f"This kernel speaks FUSE {major}.{minor}, and"
                 f" {protocol.MAJOR}.{protocol.LEAST_MINOR} is needed (Linux 5.4 or later)."
             )
-        self._send(self._device, request.unique, protocol.init_answer(request.body))
+        self._send(request.unique, protocol.init_answer(request.body))
+        os.set_blocking(self._device, False)
 
     def _start_thread(self) -> None:
         thread = threading.Thread(target=self._serve, name="fuse", daemon=True)
@@ -105,23 +104,37 @@ class FuseServer:
     def _serve(self) -> None:
         buffer = bytearray(protocol.REQUEST_BYTES)
         view = memoryview(buffer)
+        waiting = select.epoll()
+        # Exclusive: of the threads that wait a request wakes one.
+        waiting.register(self._device, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        waiting.register(self._stop[0], select.EPOLLIN)
         try:
             while True:
-                try:
-                    length = os.readv(self._device, [buffer])
-                except OSError as error:
-                    if error.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
-                        continue  # ENOENT: the request was interrupted before it was read
-                    return  # ENODEV: unmounted
+                length = self._receive(buffer, waiting)
+                if length == 0:
+                    return
                 self._taken()
                 self._answer(protocol.parse(view[:length]))
                 if not self._done():
                     return
         finally:
+            waiting.close()
             with self._counting:
                 self._threads.discard(threading.current_thread())
                 if not self._threads:
                     self._ended.set()
+
+    def _receive(self, buffer: bytearray, waiting: select.epoll) -> int:
+        """The length of the next request; 0 when there will be none."""
+        while True:
+            try:
+                return os.readv(self._device, [buffer])
+            except OSError as error:
+                # Another thread took it, or it was interrupted before it was read; else unmounted.
+                if error.errno not in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
+                    return 0
+            if any(ready == self._stop[0] for ready, _ in waiting.poll()):
+                return 0
 
     def _taken(self) -> None:
         with self._counting:
@@ -156,14 +169,14 @@ class FuseServer:
         except MemoryError:
             number = errno.ENOMEM
         except BaseException:
-            self._send(self._device, request.unique, b"", errno.EIO)
+            self._send(request.unique, b"", errno.EIO)
             raise
-        self._send(self._device, request.unique, body, number)
+        self._send(request.unique, body, number)
 
-    def _send(self, where: int, unique: int, body: bytes, error: int = 0) -> None:
+    def _send(self, unique: int, body: bytes, error: int = 0) -> None:
         head = protocol.answer_head(unique, len(body), error)
         try:
-            os.writev(where, [head, body] if body else [head])
+            os.writev(self._device, [head, body] if body else [head])
         except OSError as failure:
             # The reader was killed meanwhile, or the tree unmounted: nobody waits for this.
             if failure.errno not in (errno.ENOENT, errno.ENODEV, errno.EINTR):
@@ -218,7 +231,9 @@ class FuseServer:
                 break
             if plus:
                 # Remembered only now that it is sure to be part of the answer.
-                listing += protocol.NO_ENTRY if node is None else self._entry(node, node.attributes())
+                listing += (
+                    protocol.NO_ENTRY if node is None else self._entry(node, node.attributes())
+                )
             listing += row
         return bytes(listing)
 

@@ -52,7 +52,7 @@ class SnapshotView:
         return self.volume(disk).disk_map(disk.disk.path, raw) if disk.vmfs_uuid else raw
 
     def _raw_map(self, disk: PlannedDisk) -> DiskMap:
-        """A whole LUN: in physical mode the guest has all of it, whatever vCenter last saw."""
+        """The whole LUN of a raw device mapping."""
         size = self.luns[disk.raw_lun].size_bytes
         if size < disk.disk.size_bytes:
             raise UnprotectableVmError(

@@ -13,7 +13,7 @@ class PlannedDisk:
     `luns` are those of the VMFS volume `vmfs_uuid` that its files lie on, in the
     order of the volume's extents; both are empty for a raw device mapping without
     VMware snapshots, which lies on `raw_lun` alone. With VMware snapshots it lies on
-    both. `shared_with` names VMs that run, have the disk too and are not in the job.
+    both. `shared_with` names other VMs that run and have the disk too.
     """
 
     disk: VirtualDisk

@@ -107,7 +107,8 @@ def luns_by_uuid(hosts: Iterable[HostFacts]) -> Mapping[str, str]:
     """Canonical names of LUNs by `ScsiLun.uuid`, and by what of it is the LUN's own.
 
     That is all but the first ten digits, which hold the number under which a host
-    sees the LUN (as in `vml.0200320000…`, the LUN's number being 0x32). What means different LUNs to different hosts is left out.
+    sees the LUN (0x32 in `0200320000…`). What means different LUNs to different hosts
+    is left out.
     """
     found: dict[str, set[str]] = {}
     for host in hosts:

@@ -205,6 +205,8 @@ def test_what_a_guest_writes_to_its_raw_lun_is_never_taken_for_a_datastore(site:
 def test_a_raw_lun_that_grew_is_copied_whole_and_one_that_shrank_is_refused(site: Site) -> None:
     site.raw.write_bytes(site.rng.randbytes(4 * _MIB))
     assert site.content(site.back_up("run1", None))[1] == site.raw.read_bytes()
+    (run,) = captured_runs(site.engine)
+    assert run.certificate.vms[0].disks[1].size_bytes == 4 * _MIB
     site.raw.write_bytes(bytes(2 * _MIB))
     with pytest.raises(UnprotectableVmError, match="fewer than the 3145728 of the raw device"):
         site.back_up("run2", None)

@@ -27,9 +27,7 @@ VM_ROW = replace(
     host="host-1",
     connection="connected",
     datastores=("datastore-1",),
-    disks=(
-        DiskFacts(2000, "Hard disk 1", "[ds1] a/a.vmdk", "datastore-1", 1, "persistent", None),
-    ),
+    disks=(DiskFacts(2000, "Hard disk 1", "[ds1] a/a.vmdk", "datastore-1", 1, "persistent", None),),
 )
 HOST_ROW = replace(
     HOST.read("host-1", {"name": "esx1"}), luns=LunFacts(frozenset({"naa.1"}), frozenset())

@@ -1,0 +1,215 @@
+"""Disks and guest volumes of the served VMs, open while they are used and a while longer."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+from atoll.filesystems.interface import Entry, Fault
+from atoll.filesystems.session import FileSystemSession, Limits, open_filesystem
+from atoll.guestfiles.browser import FileBrowser
+from atoll.guestfiles.mounts import GuestVolume, MountTable
+from atoll.island.answers import Answers
+from atoll.island.layout import FileLayout
+from atoll.island.listing import Listing, Row
+from atoll.island.pool import Pool
+from atoll.island.served import ServedVm
+from atoll.model.errors import NotFoundInPointError, UnsupportedFormatError
+from atoll.model.extents import Extent
+from atoll.model.readers import BlockReader
+
+A = TypeVar("A")
+
+_LIMITS = Limits(patience_seconds=20, entries=4_000_000)
+_LISTING_SECONDS = 600
+_OPEN_DISKS = 64
+_OPEN_GUESTS = 16
+_OPEN_SESSIONS = 8  # each is a process
+_MAX_STRIKES = 5
+_MAX_HOLES = 200_000
+_LISTINGS_BYTES = 256 << 20
+_LAYOUTS_BYTES = 64 << 20
+_ENTRIES_BYTES = 16 << 20
+_ENTRY_BYTES = 1024
+
+VolumeKey = tuple[int, str]
+"""A VM by its place in the run, and a volume's address, `disk1:part2`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A VM's volumes by address, and what it mounts where."""
+
+    volumes: dict[str, GuestVolume]
+    mounts: MountTable
+    close: Callable[[], None]
+
+
+class _Parser:
+    """A volume's session, for one question at a time."""
+
+    def __init__(self, session: FileSystemSession, close: Callable[[], None]) -> None:
+        self.session = session
+        self.close = close
+        self.lock = threading.Lock()
+
+
+class Guests:
+    """All that is open of the VMs of one mount. Thread-safe; close it when no read is left.
+
+    Answers are by inode number and kept: a job that walks a tree asks a
+    volume's parser once for each directory. Content never passes through it.
+    """
+
+    def __init__(self, vms: Sequence[ServedVm]) -> None:
+        self._vms = vms
+        self._disks: Pool[tuple[int, int], BlockReader] = Pool(
+            _OPEN_DISKS, self._open_disk, lambda reader: reader.close()
+        )
+        self._guests: Pool[int, Guest] = Pool(_OPEN_GUESTS, self._open_guest, lambda g: g.close())
+        self._parsers: Pool[VolumeKey, _Parser] = Pool(
+            _OPEN_SESSIONS, self._open_parser, lambda parser: parser.close()
+        )
+        self._listings: Answers[Listing] = Answers(_LISTINGS_BYTES, lambda a: a.weight_bytes)
+        self._layouts: Answers[FileLayout] = Answers(_LAYOUTS_BYTES, lambda a: a.weight_bytes)
+        self._entries: Answers[Entry] = Answers(_ENTRIES_BYTES, lambda _: _ENTRY_BYTES)
+        self._holes: Answers[tuple[Extent, ...]] = Answers(
+            _LAYOUTS_BYTES, lambda holes: 512 + 80 * len(holes)
+        )
+        self._given_up: dict[VolumeKey, tuple[int, UnsupportedFormatError]] = {}
+
+    def close(self) -> None:
+        """Close everything."""
+        for pool in (self._parsers, self._guests, self._disks):
+            pool.close()
+
+    @property
+    def open_parsers(self) -> int:
+        """How many parser processes there may be now."""
+        return len(self._parsers)
+
+    @contextmanager
+    def disk(self, vm: int, disk: int) -> Iterator[BlockReader]:
+        """The reader of a disk, by its place in the VM, while the block lasts."""
+        with self._disks.use((vm, disk)) as reader:
+            yield reader
+
+    def holes(self, vm: int, disk: int) -> tuple[Extent, ...]:
+        """The holes of a disk that its reader knows, ascending; none where there are very many."""
+
+        def find() -> tuple[Extent, ...]:
+            with self.disk(vm, disk) as reader:
+                found = tuple(islice(reader.holes(), _MAX_HOLES + 1))
+            return found if len(found) <= _MAX_HOLES else ()
+
+        return self._holes.get((vm, disk), find)
+
+    @contextmanager
+    def guest(self, vm: int) -> Iterator[Guest]:
+        """A VM's volumes, open while the block lasts."""
+        with self._guests.use(vm) as guest:
+            yield guest
+
+    def root(self, volume: VolumeKey) -> Entry:
+        """The entry of a volume's root directory."""
+
+        def ask(session: FileSystemSession) -> Entry:
+            return session.node(session.stat("/").inode)
+
+        return self._entries.get((volume, "/"), lambda: self._ask(volume, ask))
+
+    def listing(self, volume: VolumeKey, inode: int) -> Listing:
+        """What is in a directory."""
+
+        def ask(session: FileSystemSession) -> Listing:
+            with closing(session.children(inode)) as records:
+                return Listing(_rows(records))
+
+        return self._listings.get((volume, inode), lambda: self._ask(volume, ask))
+
+    def layout(self, volume: VolumeKey, entry: Entry) -> FileLayout:
+        """Where a file's content lies."""
+
+        def ask(session: FileSystemSession) -> FileLayout:
+            with closing(session.layout(entry.inode)) as pieces:
+                return FileLayout(entry.size, pieces)
+
+        if entry.places is not None:
+            return FileLayout(entry.size, entry.places)
+        return self._layouts.get((volume, entry.inode), lambda: self._ask(volume, ask))
+
+    def xattrs(self, volume: VolumeKey, entry: Entry) -> dict[str, bytes]:
+        """Extended attributes of an entry."""
+        if entry.xattrs is not None:
+            return dict(entry.xattrs)
+        return self._ask(volume, lambda session: session.attributes(entry.inode))
+
+    def read(self, volume: VolumeKey, entry: Entry, offset: int, length: int) -> bytes:
+        """Bytes of a file, straight from its volume."""
+        layout = self.layout(volume, entry)
+        with self.guest(volume[0]) as guest:
+            return layout.read(guest.volumes[volume[1]].reader, offset, length)
+
+    def _ask(self, volume: VolumeKey, question: Callable[[FileSystemSession], A]) -> A:
+        """Ask a volume's parser; after five that had to be stopped the volume is given up."""
+        strikes, last = self._given_up.get(volume, (0, None))
+        if last is not None and strikes >= _MAX_STRIKES:
+            raise last.with_traceback(None)
+        with self._parsers.use(volume) as parser, parser.lock:
+            try:
+                return question(parser.session)
+            except UnsupportedFormatError as error:
+                if not parser.session.running:
+                    self._given_up[volume] = (strikes + 1, error)
+                raise
+
+    def _open_disk(self, key: tuple[int, int]) -> BlockReader:
+        vm, disk = key
+        return self._vms[vm].disks[disk].open()
+
+    def _open_guest(self, vm: int) -> Guest:
+        with ExitStack() as stack:
+            disks = [
+                (disk.label, stack.enter_context(self.disk(vm, number)))
+                for number, disk in enumerate(self._vms[vm].disks)
+            ]
+            with FileBrowser(disks) as browser:
+                volumes = {volume.address: volume for volume in browser.volumes}
+                return Guest(volumes, browser.mounts, stack.pop_all().close)
+
+    def _open_parser(self, key: VolumeKey) -> _Parser:
+        with ExitStack() as stack:
+            guest = stack.enter_context(self.guest(key[0]))
+            volume = guest.volumes.get(key[1])
+            if volume is None:
+                raise NotFoundInPointError(f"There is no {key[1]}.")
+            if not volume.content.supported:
+                raise volume.refusal()
+            session = stack.enter_context(open_filesystem(volume.reader, _LIMITS))
+            return _Parser(session, stack.pop_all().close)
+
+
+def _rows(records: Iterator[Entry | Fault]) -> Iterator[Row]:
+    """What a listing keeps; a name that is damaged keeps its place in it."""
+    until = time.monotonic() + _LISTING_SECONDS
+    for number, record in enumerate(records):
+        if isinstance(record, Entry):
+            yield Row(_fs(record.path), record)
+        elif record.path == "/":
+            raise UnsupportedFormatError(record.reason)
+        elif not record.attributes_only:
+            name = _fs(record.path)
+            if name and b"/" not in name:
+                yield Row(name, None)
+        if number > _LIMITS.entries or time.monotonic() > until:
+            raise UnsupportedFormatError(
+                f"A directory has more than {_LIMITS.entries} entries or took more than"
+                f" {_LISTING_SECONDS} s to list; restore the whole disk to get at them."
+            )
+
+
+def _fs(path: str) -> bytes:
+    return path[1:].encode("utf-8", "surrogateescape")
