@@ -110,12 +110,16 @@ class Island:
             )
             for number, snapshot in enumerate(run.snapshots)
         }
-        shown = [
-            self._engine.present(clone.name, lun.name, [self._host.iqn])
-            for clone in clones.values()
+        luns = [
+            (clone, lun)
+            for group, clone in clones.items()
             for lun in clone.luns
+            if lun.name in _with_volumes(run, group)
         ]
-        naas = _naas(clones.values())
+        shown = [
+            self._engine.present(clone.name, lun.name, [self._host.iqn]) for clone, lun in luns
+        ]
+        naas = [lun.naa for _, lun in luns]
         self._volumes.discover({(p.address, p.port) for each in shown for p in each.portals})
         self._volumes.rescan()
         self._refuse_strays(run.name, clones, naas)
@@ -173,6 +177,21 @@ class Island:
             f"Host {', '.join(sorted(seen))} sees LUNs of run {run} that are for the island alone, so "
             "they were withdrawn; look at the storage's access lists."
         )
+
+
+def _with_volumes(run: CapturedRun, group: str) -> set[str]:
+    """The LUNs of a group that the run's VMFS volumes lie on.
+
+    Not those of raw device mappings: guests write them, and the host must not take what they wrote
+    for a volume.
+    """
+    return {
+        lun
+        for vm in run.certificate.vms
+        for disk in vm.disks
+        if disk.group == group
+        for lun in disk.luns
+    }
 
 
 def _naas(clones: Collection[LunGroup]) -> list[str]:
