@@ -1,7 +1,7 @@
 # `make demo` shows Atoll at work; `make test` proves it. Both make the machine ready first.
 PY := .venv/bin/python
 
-.PHONY: help setup setup-tests test unit lint demo soak bench bench-main bench-hold bench-storage bench-san bench-ceph bench-cinder_rbd agent lock clean
+.PHONY: help setup setup-tests test unit lint demo soak bench bench-main bench-hold bench-storage bench-island bench-san bench-ceph bench-cinder_rbd agent lock clean
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | column -t -s "$$(printf '\t')"
 
@@ -30,7 +30,7 @@ soak: setup-tests ## the long repeats
 demo: setup      ## a site in a box, backed up, restored and proven; ends with a report
 	$(PY) -m atoll_lab.demo
 
-bench: bench-main bench-hold bench-storage ## every benchmark
+bench: bench-main bench-hold bench-storage bench-island ## every benchmark
 
 bench-main: setup ## figures of the main job, with an in-guest agent beside it
 	$(PY) -m bench.main
@@ -40,6 +40,9 @@ bench-hold: setup ## figures of holds: one, ten and a hundred guests
 
 bench-storage: setup ## figures of the embedded storage engine
 	$(PY) -m bench.storage
+
+bench-island: setup-tests ## figures of a run mounted, exported and shown on the island
+	$(PY) -m bench.island
 
 bench-san bench-ceph bench-cinder_rbd: bench-%: setup-tests ## figures of another engine, on a system made for it
 	$(PY) -m bench.$*
