@@ -52,13 +52,17 @@ class MountedTree:
 
 
 @contextmanager
-def mounted_tree(vms: Sequence[ServedVm], top: Path) -> Iterator[MountedTree]:
+def mounted_tree(
+    vms: Sequence[ServedVm], top: Path, *, allow_other: bool = False
+) -> Iterator[MountedTree]:
     """The tree of these VMs on a directory that is made for it."""
     top.mkdir(exist_ok=True)
     tree = ServedTree(vms)
     failures: list[AtollError] = []
     try:
-        with FuseServer(tree.root, top, source="test", on_failure=failures.append) as server:
+        with FuseServer(
+            tree.root, top, source="test", allow_other=allow_other, on_failure=failures.append
+        ) as server:
             mounted = MountedTree(top, tree, server)
             mounted.failures = failures
             yield mounted

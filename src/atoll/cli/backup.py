@@ -11,6 +11,7 @@ from atoll.director.proof import POWERED_OFF
 from atoll.model.consistency import Consistency, ConsistencyProof
 from atoll.model.progress import Progress, Silent
 from atoll.service.backup import BackupResult, back_up, clean_site
+from atoll.service.mounting import clear_dead_mounts
 
 LESSER_POINT = 4
 """Exit status of a backup that made a point less consistent than its VM's agent should give."""
@@ -48,8 +49,8 @@ def backup(
 def cleanup(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Clear what dead runs left: thaw guests, delete snapshots and clones no point needs."""
-    done = clean_site(context.site())
+    """Clear what dead runs and mounts left: thaw guests, delete snapshots and clones no point needs."""
+    done = [*clear_dead_mounts(), *clean_site(context.site())]
     if json:
         as_json(done)
     else:

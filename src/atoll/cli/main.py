@@ -29,6 +29,7 @@ from atoll.cli import (
     verify,
 )
 from atoll.cli.output import err
+from atoll.cli.programs import find_programs
 from atoll.model.errors import AtollError
 
 app = typer.Typer(
@@ -114,13 +115,6 @@ def run() -> None:
             soft_wrap=True,
         )
         sys.exit(AtollError.exit_status)
-
-
-def find_programs() -> None:
-    """Storage tools live in sbin, which cron and plain `su` leave out of PATH."""
-    have = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    missing = [place for place in ("/usr/local/sbin", "/usr/sbin", "/sbin") if place not in have]
-    os.environ["PATH"] = os.pathsep.join([*have, *missing])
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -41,25 +41,34 @@ def mount(
     if background:
         _in_background(lambda ready: _serve(reference, directory, allow_other, json, ready))
     else:
-        _serve(reference, directory, allow_other, json, lambda: None)
+        _serve(reference, directory, allow_other, json, None)
 
 
 def unmount(
     directory: Annotated[Path, typer.Argument(help="Where a tree is mounted.")],
 ) -> None:
     """Unmount a tree that nobody reads any more; a dead one goes in any case."""
-    device.unmount(directory.absolute())
+    device.unmount(directory.resolve())
 
 
 def _serve(
-    reference: str, directory: Path, allow_other: bool, json: bool, ready: Callable[[], None]
+    reference: str,
+    directory: Path,
+    allow_other: bool,
+    json: bool,
+    ready: Callable[[], None] | None,
 ) -> None:
-    told = _Told(background=ready.__name__ != "<lambda>")
+    """Serve until the end; in the background `ready` says when it began."""
+    told = _Told(background=ready is not None)
     with mounted(
         context.site(), reference, directory, allow_other=allow_other, on_failure=told
     ) as tree:
-        _announce(tree, json=json, until=not told.background)
-        ready()
+        _announce(tree, json=json)
+        if ready is not None:
+            ready()
+        elif not json:
+            out.print("Mounted until Ctrl-C or `atoll unmount`.")
+            sys.stdout.flush()
         try:
             while not tree.server.wait(_WAIT_SECONDS):
                 pass
@@ -69,7 +78,7 @@ def _serve(
         told.say(f"{tree.directory} was still in use; its readers were cut off.")
 
 
-def _announce(tree: Mounted, *, json: bool, until: bool) -> None:
+def _announce(tree: Mounted, *, json: bool) -> None:
     rows = list(zip(tree.vms, tree.names, strict=True))
     if json:
         as_json(
@@ -98,8 +107,6 @@ def _announce(tree: Mounted, *, json: bool, until: bool) -> None:
                 for vm, name in rows
             ],
         )
-        if until:
-            out.print("Mounted until Ctrl-C or `atoll unmount`.")
     sys.stdout.flush()
 
 
@@ -135,9 +142,13 @@ def _in_background(serve: Callable[[Callable[[], None]], None]) -> None:
     child = os.fork()
     if child:
         os.close(writing)
-        with os.fdopen(reading, "rb") as pipe:
-            if pipe.read(1):
-                return
+        try:
+            with os.fdopen(reading, "rb") as pipe:
+                if pipe.read(1):
+                    return
+        except KeyboardInterrupt:
+            os.kill(child, signal.SIGTERM)
+            raise
         _, status = os.waitpid(child, 0)
         raise typer.Exit(os.waitstatus_to_exitcode(status) or 1)
     os.close(reading)

@@ -14,16 +14,16 @@ class NodeTable:
     def __init__(self, root: Node) -> None:
         self._lock = threading.Lock()
         self._numbers: dict[Hashable, int] = {root.key: ROOT_ID}
-        self._known: dict[int, Node] = {ROOT_ID: root}
+        self._nodes: dict[int, Node] = {ROOT_ID: root}
         self._counts: dict[int, int] = {ROOT_ID: 1}
         self._next = itertools.count(ROOT_ID + 1)
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._nodes)
 
     def node(self, number: int) -> Node | None:
         """The node of a number."""
-        return self._known.get(number)
+        return self._nodes.get(number)
 
     def remember(self, node: Node) -> int:
         """The number of a node, in one more answer."""
@@ -31,7 +31,7 @@ class NodeTable:
             number = self._numbers.get(node.key)
             if number is None:
                 number = self._numbers[node.key] = next(self._next)
-                self._known[number] = node
+                self._nodes[number] = node
                 self._counts[number] = 0
             self._counts[number] += 1
             return number
@@ -44,4 +44,4 @@ class NodeTable:
             self._counts[number] -= answers
             if self._counts[number] <= 0:
                 del self._counts[number]
-                del self._numbers[self._known.pop(number).key]
+                del self._numbers[self._nodes.pop(number).key]

@@ -14,7 +14,7 @@ from atoll.fuse.protocol import Operation, Request
 from atoll.model.errors import AtollError, MountError, NotFoundInPointError
 
 _MAX_THREADS = 64
-_SPARE_THREADS = 2
+_SPARE_THREADS = 8
 _NEVER_ANSWERED = (Operation.FORGET, Operation.BATCH_FORGET, Operation.INTERRUPT)
 
 OnFailure = Callable[[AtollError], None]
@@ -168,9 +168,13 @@ class FuseServer:
             number = error.errno or errno.EIO
         except MemoryError:
             number = errno.ENOMEM
-        except BaseException:
-            self._send(request.unique, b"", errno.EIO)
-            raise
+        except Exception as error:  # noqa: BLE001 - one request must not cost the others their tree
+            number = errno.EIO
+            self._on_failure(
+                AtollError(
+                    f"A request failed with {type(error).__name__}: {error}; this is a defect of Atoll."
+                )
+            )
         self._send(request.unique, body, number)
 
     def _send(self, unique: int, body: bytes, error: int = 0) -> None:

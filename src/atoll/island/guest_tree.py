@@ -55,7 +55,9 @@ def _volume(vm: int, address: str | None) -> VolumeKey | None:
 
 
 class GuestNode(Still):
-    """An entry of a volume, seen in one view of it."""
+    """An entry of a volume, seen in one view of it. There may be hundreds of thousands at a time."""
+
+    __slots__ = ("_entry", "_guests", "_points", "_view", "_volume")
 
     def __init__(
         self,
@@ -71,15 +73,9 @@ class GuestNode(Still):
         self._view = view
         self._entry = entry
         self._points = points
-        self._attributes: Attributes | None = None
 
     def attributes(self) -> Attributes:
         """As the guest has them."""
-        if self._attributes is None:
-            self._attributes = self._seen()
-        return self._attributes
-
-    def _seen(self) -> Attributes:
         entry = self._entry
         return Attributes(
             inode=inode_number(self._view, entry.inode),

@@ -35,6 +35,8 @@ def _hash(text: str) -> int:
 class Still:
     """A Node (see fuse/interface.py) that can do nothing yet: each kind overrides what it can."""
 
+    __slots__ = ("key",)
+
     uncached = False
 
     def __init__(self, key: Hashable) -> None:

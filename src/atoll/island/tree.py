@@ -1,5 +1,6 @@
 """One tree of all VMs of a run or a restore point: images, files, volumes (docs/operations/serving.md)."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -133,8 +134,6 @@ def vm_names(vms: Sequence[ServedVm]) -> list[bytes]:
     wanted = [safe_name(vm.name) for vm in vms]
     several = Counter(wanted)
     return [
-        (name if several[name] == 1 else f"{name}.{vm.instance_uuid}").encode(
-            "utf-8", "surrogateescape"
-        )[:255]
+        os.fsencode(name if several[name] == 1 else f"{name}.{safe_name(vm.instance_uuid)}")[-255:]
         for name, vm in zip(wanted, vms, strict=True)
     ]

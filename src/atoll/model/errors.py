@@ -164,4 +164,4 @@ class MountError(AtollError):
     """The tree cannot be mounted there, or not unmounted now."""
 
     code = "mount"
-    exit_status = 29
+    exit_status = 31

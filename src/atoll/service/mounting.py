@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from atoll.fuse import device
 from atoll.fuse.server import FuseServer, OnFailure
 from atoll.island.served import ServedVm
 from atoll.island.tree import ServedTree
@@ -35,7 +36,7 @@ def mounted(
 
     The snapshots that are read are kept meanwhile, and let go when this process ends.
     """
-    directory = directory.absolute()
+    directory = directory.resolve()
     with serving(site, reference) as vms:
         tree = ServedTree(vms)
         try:
@@ -49,3 +50,8 @@ def mounted(
                 yield Mounted(directory, vms, tree.names, server)
         finally:
             tree.close()
+
+
+def clear_dead_mounts() -> list[str]:
+    """Take away mounts whose process was killed; a sentence for each."""
+    return [f"The dead mount on {place} was taken away." for place in device.clear_dead()]

@@ -112,9 +112,13 @@ def send(kind, payload=b""):
     data = struct.pack("<BI", kind, len(payload)) + payload
     while data:
         data = data[os.write(0, data):]
-HELLO, BLOCKS, ENTRIES, DATA, FAULT, END, ERROR = 3, 4, 5, 6, 7, 8, 9
+HELLO, BLOCKS, ENTRIES, DATA, FAULT, END, ERROR, PLACES = 3, 4, 5, 6, 7, 8, 9, 10
+def places(*rows):
+    row[2] = 4096
+    send(ENTRIES, json.dumps([row]).encode())
+    send(PLACES, b"".join(struct.pack("<3Q", *each) for each in rows))
 send(HELLO, json.dumps(["ext4", "", "", "clean"]).encode())
-row = ["/a", "file", 1, 420, 0, 0, 0, 0, 0, 1, 12, None, None, []]
+row = ["/a", "file", 1, 420, 0, 0, 0, 0, 0, 1, 12, None, None, [], 0, None]
 os.read(0, 65536)
 """
 BEHAVIOURS = {
@@ -156,6 +160,7 @@ BEHAVIOURS = {
         "send(ENTRIES, json.dumps([row]).encode())\nfor _ in range(2): send(DATA, bytes(8) + b'x')"
     ),
     "endless entries": "while True: send(ENTRIES, json.dumps([row] * 100).encode())",
+    "negative allocation": "row[14] = -1; send(ENTRIES, json.dumps([row]).encode())",
     "hello again": "send(HELLO, json.dumps(['ext4', '', '', 'clean']).encode())",
 }
 
@@ -169,13 +174,63 @@ def test_a_parser_taken_over_is_stopped(
     script = tmp_path / "hostile.py"
     script.write_text(HOSTILE + BEHAVIOURS[behaviour] + "\n")
     monkeypatch.setattr(session_module, "PARSER", (str(script),))
-    limits = Limits(patience_seconds=1.5, entries=10_000)
+    limits = Limits(patience_seconds=1.5, entries=10_000, places=10_000)
     with FileSystemSession(FileReader(image), "ext4", limits) as session:
         process = session._process
         assert process is not None
         with pytest.raises(UnsupportedFormatError, match="restore the whole disk"):
             list(session.export("/"))
         assert process.returncode is not None, "the parser is still running"
+
+
+LAYOUTS = {
+    "a place of two numbers": "row[15] = [[0, 1]]; send(ENTRIES, json.dumps([row]).encode())",
+    "a place outside the file": "row[15] = [[1, 1, 0]]; send(ENTRIES, json.dumps([row]).encode())",
+    "a place outside the image": (
+        "row[15] = [[0, 1, 1 << 20]]; send(ENTRIES, json.dumps([row]).encode())"
+    ),
+    "places without a file": "send(PLACES, struct.pack('<3Q', 0, 1, 0))",
+    "places of half a number": (
+        "send(ENTRIES, json.dumps([row]).encode()); send(PLACES, bytes(25))"
+    ),
+    "places beyond the file": "places((0, 4097, 0))",
+    "places that overflow": "places((0, (1 << 64) - 1, 8))",
+    "places beyond the image": "places((0, 4096, (1 << 20) - 4095))",
+    "places out of order": "places((2048, 1024, 0), (0, 1024, 0))",
+    "places over each other": "places((0, 1024, 0), (1023, 1024, 0))",
+    "an empty place": "places((0, 0, 0))",
+    "endless places": (
+        "row[2] = 1 << 40; send(ENTRIES, json.dumps([row]).encode()); at = 0\n"
+        "while True: send(PLACES, b''.join(struct.pack('<3Q', at + n, 1, 0) for n in range(4096)));"
+        " at += 4096"
+    ),
+}
+
+
+@pytest.mark.parametrize("behaviour", list(LAYOUTS))
+def test_an_impossible_layout_is_not_believed(
+    behaviour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    script = tmp_path / "hostile.py"
+    script.write_text(HOSTILE + LAYOUTS[behaviour] + "\nsend(END)\nos.read(0, 1)\n")
+    monkeypatch.setattr(session_module, "PARSER", (str(script),))
+    limits = Limits(patience_seconds=20, places=10_000)
+    with FileSystemSession(FileReader(image), "ext4", limits) as session:
+        with pytest.raises(UnsupportedFormatError, match=r"layout|no metadata|10000 pieces"):
+            list(session.layout(12))
+        assert not session.running
+
+
+def test_a_possible_layout_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    script = tmp_path / "honest.py"
+    script.write_text(HOSTILE + "places((0, 1024, 8), (2048, 2048, (1 << 20) - 2048))\nsend(END)\n")
+    monkeypatch.setattr(session_module, "PARSER", (str(script),))
+    with FileSystemSession(FileReader(image), "ext4", Limits()) as session:
+        assert list(session.layout(12)) == [(0, 1024, 8), (2048, 2048, (1 << 20) - 2048)]
 
 
 def test_words_of_a_parser_reach_the_user_harmless(

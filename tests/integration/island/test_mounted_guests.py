@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -110,7 +111,19 @@ def vm(tmp_path_factory: pytest.TempPathFactory) -> Vm:
         file.truncate(200 << 20)
     subprocess.run(["sfdisk", "-q", disk], input=table.encode(), check=True)
     for start, sectors, label, tree in ((2048, 262144, "root", root), (264192, 65536, "var", var)):
-        made = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-L", label, "-E", f"offset={start * 512}"]
+        made = [
+            "mke2fs",
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-b",
+            "4096",
+            "-L",
+            label,
+            "-E",
+            f"offset={start * 512}",
+        ]
         subprocess.run([*made, disk, f"{sectors // 2048}M"], check=True)
         with kernel_mount(disk, work / "mnt", start * 512, sectors * 512) as top:
             subprocess.run(["cp", "-aT", "--sparse=always", tree, top], check=True)
@@ -270,7 +283,9 @@ def test_nothing_can_be_written_or_followed_or_used(tree: MountedTree) -> None:
     with pytest.raises(PermissionError):
         os.open(files / "home/disk", os.O_RDONLY)
     (line,) = [
-        line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(tree.top) in line
+        line
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        if str(tree.top) in line
     ]
     assert {"ro", "nosuid", "nodev", "noexec"} <= set(line.split(" ")[5].split(","))
 
@@ -335,3 +350,22 @@ def test_the_end_cuts_off_who_still_reads(vm: Vm, tmp_path: Path) -> None:
     assert mounted.server.was_in_use
     assert os.listdir(tmp_path / "tree") == []
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_others_get_in_only_where_they_are_let(vm: Vm, allowed: bool) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        top = Path(place) / "tree"
+        Path(place).chmod(0o755)
+        with mounted_tree([served_vm("db1", [vm.disk])], top, allow_other=allowed):
+            for path, readable in (
+                ("files/etc/fstab", allowed),
+                ("files/lost+found", False),
+                ("image/raw/disk1.img", False),
+            ):
+                nobody = ["setpriv", "--reuid", "65534", "--clear-groups"]
+                what = ["head", "-c1"] if path.endswith(("fstab", "img")) else ["ls"]
+                done = subprocess.run(
+                    [*nobody, *what, top / "db1" / path], capture_output=True, check=False
+                )
+                assert (done.returncode == 0) == readable, (path, done.stderr)

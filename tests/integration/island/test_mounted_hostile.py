@@ -65,7 +65,9 @@ def test_damage_is_told_where_it_is_and_nowhere_else(files: Path, tmp_path: Path
             (top / "bad/beside").stat()
         assert number(caught) == errno.EIO
         assert any("outside" in str(error) for error in t.failures)
-        listed = subprocess.run(["ls", "-lR", t.top / "app1/files"], capture_output=True, check=False)
+        listed = subprocess.run(
+            ["ls", "-lR", t.top / "app1/files"], capture_output=True, check=False
+        )
         assert listed.returncode == 1
         assert b"100000" in listed.stdout
 
@@ -128,12 +130,12 @@ def test_a_listing_that_is_large_stays_small_in_memory(tmp_path: Path) -> None:
     top = tmp_path / "files"
     (top / "d").mkdir(parents=True)
     (top / "one").write_bytes(b"1")
-    for count in range(6000):
+    for count in range(1200):
         os.link(top / "one", top / "d" / f"{count:06d}{'x' * 240}")
-    image = make(tmp_path / "image", top, 32)
+    image = make(tmp_path / "image", top)
     with mounted_tree([served_vm("db1", [image])], tmp_path / "t") as t:
         names = os.listdir(t.top / "db1/files/d")
         assert sorted(names) == sorted(os.listdir(top / "d"))
-        wanted = t.top / "db1/files/d" / f"{4321:06d}{'x' * 240}"
+        wanted = t.top / "db1/files/d" / f"{1111:06d}{'x' * 240}"
         assert wanted.stat().st_ino == (t.top / "db1/files/one").stat().st_ino
-        assert wanted.stat().st_nlink == 6001
+        assert wanted.stat().st_nlink == 1201

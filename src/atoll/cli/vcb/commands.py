@@ -1,0 +1,128 @@
+"""The entry points: vcbMounter, vcbVmName, vcbUtil and vcbSnapAll.
+
+What reads storage is imported when it is needed: scripts call `vcbMounter -U` and `vcbVmName`
+often, and those need little of it.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+from atoll.cli.vcb import place
+from atoll.cli.vcb.console import FAILED, Console, command
+from atoll.cli.vcb.options import (
+    Kind,
+    UnmountOptions,
+    mounter_options,
+    snap_all_options,
+    util_options,
+    vm_name_options,
+)
+from atoll.cli.vcb.search import find, find_one, lines
+from atoll.model.errors import AtollError, ConfigurationError, RestoreTargetError, UnknownVmError
+
+OpenConsole = Callable[[int], Console]
+
+
+def vcb_mounter() -> None:
+    """Export or mount a VM, or take that away."""
+    command("vcbMounter", _mounter)
+
+
+def vcb_vm_name() -> None:
+    """List VMs by any of their names."""
+    command("vcbVmName", _vm_name)
+
+
+def vcb_util() -> None:
+    """Say whether vCenter answers."""
+    command("vcbUtil", _util)
+
+
+def vcb_snap_all() -> None:
+    """Export several VMs, each to a directory of its own."""
+    command("vcbSnapAll", _snap_all)
+
+
+def _mounter(words: list[str], open_console: OpenConsole) -> int:
+    options = mounter_options(words)
+    console = open_console(options.level)
+    if isinstance(options, UnmountOptions):
+        if place.clear(options.directory):
+            console.say(f"Unmounted {options.directory}")
+        else:
+            console.log(f"{options.directory} is not there; nothing was to be unmounted.")
+        return 0
+    from atoll.cli import context
+    from atoll.cli.vcb import file_level, full_vm
+
+    export = file_level.export if options.kind is Kind.FILE else full_vm.export
+    with place.claimed(options.directory):
+        site = context.site()
+        vm = find_one(site.vcenter().inventory().vms, options.search)
+        export(site, vm, options, console)
+    return 0
+
+
+def _vm_name(words: list[str], open_console: OpenConsole) -> int:
+    from atoll.cli import context
+
+    options = vm_name_options(words)
+    console = open_console(options.level)
+    found = find(context.site().vcenter().inventory().vms, options.search)
+    if not found:
+        raise UnknownVmError(f"vCenter has no VM that fits {options.search}.")
+    for vm in found:
+        for line in lines(vm):
+            console.say(line)
+    return 0
+
+
+def _util(words: list[str], open_console: OpenConsole) -> int:
+    options = util_options(words)
+    if options.command in ("resourcepools", "vmfolders"):
+        raise ConfigurationError(
+            f"vcbUtil -c {options.command} serves restores with vcbRestore, which Atoll does not "
+            "have; only -c ping is there."
+        )
+    if options.command != "ping":
+        raise ConfigurationError(f"vcbUtil has no command {options.command!r}, only ping.")
+    from atoll.cli import context
+
+    context.site().vcenter()
+    open_console(options.level).say("vCenter answers.")
+    return 0
+
+
+def _snap_all(words: list[str], open_console: OpenConsole) -> int:
+    from atoll.cli import context
+    from atoll.cli.vcb import full_vm
+    from atoll.island.descriptor import safe_name
+
+    options = snap_all_options(words)
+    console = open_console(options.level)
+    site = context.site()
+    vms = find(site.vcenter().inventory().vms, options.search)
+    if not vms:
+        raise UnknownVmError(f"vCenter has no VM that fits {options.search}.")
+    try:
+        options.directory.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise RestoreTargetError(
+            f"{options.directory} cannot be made ({error.strerror}); make it or name another."
+        ) from error
+    several = Counter(safe_name(vm.name) for vm in vms)
+    failed = 0
+    for vm in vms:
+        name = safe_name(vm.name)
+        own = name if several[name] == 1 else f"{name}.{vm.instance_uuid}"
+        wanted = replace(options, directory=options.directory / own)
+        try:
+            with place.claimed(wanted.directory):
+                full_vm.export(site, vm, wanted, console)
+        except AtollError as error:
+            failed += 1
+            console.error(f"{vm.name}: {error}")
+    if failed:
+        console.error(f"{failed} of {len(vms)} VMs were not exported.")
+    return FAILED if failed else 0
