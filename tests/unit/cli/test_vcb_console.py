@@ -2,9 +2,11 @@
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
+from atoll.cli import context
 from atoll.cli.vcb import commands
 from atoll.cli.vcb.console import Console
 
@@ -53,6 +55,8 @@ def test_status(
     assert "Error: -a is missing." in said
     assert "Usage: vcbMounter" in said
     assert "geheim" not in said
+    # Whatever settings another command of this process had.
+    context.choose(Path("/another.toml"))
     monkeypatch.setenv("ATOLL_CONFIG", "/not/there.toml")
     assert ended(monkeypatch, "-a", "name:x", "-r", str(tmp_path)) == 1
     assert "Cannot read /not/there.toml" in capsys.readouterr().err

@@ -7,6 +7,7 @@ often, and those need little of it.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from atoll.cli.vcb import place
 from atoll.cli.vcb.console import FAILED, Console, command
@@ -20,6 +21,9 @@ from atoll.cli.vcb.options import (
 )
 from atoll.cli.vcb.search import find, find_one, lines
 from atoll.model.errors import AtollError, ConfigurationError, RestoreTargetError, UnknownVmError
+
+if TYPE_CHECKING:
+    from atoll.service.site import Site
 
 OpenConsole = Callable[[int], Console]
 
@@ -44,6 +48,14 @@ def vcb_snap_all() -> None:
     command("vcbSnapAll", _snap_all)
 
 
+def _site() -> "Site":
+    """The site of the usual places: these commands have no --config."""
+    from atoll.cli import context
+
+    context.choose(None)
+    return context.site()
+
+
 def _mounter(words: list[str], open_console: OpenConsole) -> int:
     options = mounter_options(words)
     console = open_console(options.level)
@@ -53,23 +65,20 @@ def _mounter(words: list[str], open_console: OpenConsole) -> int:
         else:
             console.log(f"{options.directory} is not there; nothing was to be unmounted.")
         return 0
-    from atoll.cli import context
     from atoll.cli.vcb import file_level, full_vm
 
     export = file_level.export if options.kind is Kind.FILE else full_vm.export
     with place.claimed(options.directory):
-        site = context.site()
+        site = _site()
         vm = find_one(site.vcenter().inventory().vms, options.search)
         export(site, vm, options, console)
     return 0
 
 
 def _vm_name(words: list[str], open_console: OpenConsole) -> int:
-    from atoll.cli import context
-
     options = vm_name_options(words)
     console = open_console(options.level)
-    found = find(context.site().vcenter().inventory().vms, options.search)
+    found = find(_site().vcenter().inventory().vms, options.search)
     if not found:
         raise UnknownVmError(f"vCenter has no VM that fits {options.search}.")
     for vm in found:
@@ -87,21 +96,18 @@ def _util(words: list[str], open_console: OpenConsole) -> int:
         )
     if options.command != "ping":
         raise ConfigurationError(f"vcbUtil has no command {options.command!r}, only ping.")
-    from atoll.cli import context
-
-    context.site().vcenter()
+    _site().vcenter()
     open_console(options.level).say("vCenter answers.")
     return 0
 
 
 def _snap_all(words: list[str], open_console: OpenConsole) -> int:
-    from atoll.cli import context
     from atoll.cli.vcb import full_vm
     from atoll.island.descriptor import safe_name
 
     options = snap_all_options(words)
     console = open_console(options.level)
-    site = context.site()
+    site = _site()
     vms = find(site.vcenter().inventory().vms, options.search)
     if not vms:
         raise UnknownVmError(f"vCenter has no VM that fits {options.search}.")
