@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,15 @@ class Writer:
         self._stop.set()
         self._thread.join()
         assert self.failure is None, self.failure
+
+    def settled(self) -> int:
+        """How many are acknowledged once answers on their way have come, with nothing committing."""
+        for _ in range(20):
+            before = self.acknowledged
+            time.sleep(0.5)
+            if self.acknowledged == before:
+                return before
+        raise AssertionError("records are still being acknowledged")
 
     def goes_on(self) -> None:
         """Wait until another record is acknowledged.

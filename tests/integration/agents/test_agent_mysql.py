@@ -120,7 +120,7 @@ def test_a_copy_has_exactly_what_was_committed_when_it_was_held(guest):
         assert state["held"], state["detail"]
         assert "recovery will replay" in state["detail"]
         assert state["position"].startswith("binlog bin.")
-        before = writing.acknowledged
+        before = writing.settled()
         run("cp", "--sparse=always", guest / "disk.img", guest / "copy.img")
         assert writing.acknowledged == before, "nothing commits while held"
         thawed = holding.thaw("a")
