@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import lru_cache
@@ -32,7 +33,7 @@ def _hash(text: str) -> int:
     return int.from_bytes(blake2b(data, digest_size=4).digest(), "little")
 
 
-class Still:
+class Still(ABC):
     """A Node (see fuse/interface.py) that can do nothing yet: each kind overrides what it can."""
 
     __slots__ = ("key",)
@@ -42,9 +43,9 @@ class Still:
     def __init__(self, key: Hashable) -> None:
         self.key = key
 
+    @abstractmethod
     def attributes(self) -> Attributes:
         """What stat(2) says."""
-        raise NotImplementedError
 
     def lookup(self, name: bytes) -> Node | None:
         """No directory."""

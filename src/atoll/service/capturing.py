@@ -10,9 +10,8 @@ from atoll.model.plan import Bystander
 from atoll.model.progress import Progress
 from atoll.model.storage import GroupSnapshot
 from atoll.service.holding import PreparedRun, prepared
-from atoll.service.retire import capture_prefix
+from atoll.service.retire import capture_prefix, cloned_snapshots
 from atoll.service.site import Site
-from atoll.storage.interface import StorageEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,33 +72,35 @@ def capture_vms(
 
 
 def _retire(run: PreparedRun, keep: int) -> list[str]:
-    """Delete captures that are no VM's newest; the names of their runs."""
+    """Delete captures that are no VM's newest; the names of those runs of which nothing is left.
+
+    A run is kept whole or not at all. What is left of one that was only partly deleted goes too.
+    """
     engine, prefix = run.engine, capture_prefix(run.prefix)
-    captures = [
-        each
-        for each in captured_runs(engine)
-        if all(snapshot.name.startswith(prefix) for snapshot in each.snapshots)
-    ]
+    cloned = cloned_snapshots(engine.groups())
     kept: dict[str, int] = {}
-    retired = []
-    for each in reversed(captures):
+    wanted = set(cloned)
+    retiring: dict[tuple[str, str], str] = {}
+    for each in reversed(captured_runs(engine)):
+        snapshots = {(snapshot.group, snapshot.name) for snapshot in each.snapshots}
+        if not all(name.startswith(prefix) for _, name in snapshots):
+            continue
         vms = [vm.instance_uuid for vm in each.certificate.vms]
-        newest = [vm for vm in vms if kept.get(vm, 0) < keep]
+        if snapshots & cloned or any(kept.get(vm, 0) < keep for vm in vms):
+            wanted |= snapshots
+        else:
+            retiring |= dict.fromkeys(snapshots, each.name)
         for vm in vms:
             kept[vm] = kept.get(vm, 0) + 1
-        if not newest and _delete(run, engine, [(s.group, s.name) for s in each.snapshots]):
-            retired.append(each.name)
-    return retired
-
-
-def _delete(run: PreparedRun, engine: StorageEngine, snapshots: Sequence[tuple[str, str]]) -> bool:
-    """Delete a run's snapshots unless one is read or has a clone; whether all are gone."""
-    clones = {group.clone_of for group in engine.groups()}
-    free = True
-    for group, name in snapshots:
-        with run.pins.deleting(group, name) as unread:
-            if unread and f"{group}@{name}" not in clones:
-                engine.delete_snapshot(group, name)
-            else:
-                free = False
-    return free
+    left = set()
+    for group in engine.groups():
+        for snapshot in engine.snapshots(group.name):
+            which = (group.name, snapshot.name)
+            if not snapshot.name.startswith(prefix) or which in wanted:
+                continue
+            with run.pins.deleting(*which) as unread:
+                if unread:
+                    engine.delete_snapshot(*which)
+                else:
+                    left.add(retiring.get(which, ""))
+    return sorted(set(retiring.values()) - left)

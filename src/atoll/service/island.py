@@ -96,11 +96,12 @@ def _exclusive(site: Site) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunConflictError(
+                "The island is being refreshed or cleared already; wait for that to end."
+            ) from error
         yield
-    except BlockingIOError as error:
-        raise RunConflictError(
-            "The island is being refreshed or cleared already; wait for that to end."
-        ) from error
     finally:
         os.close(descriptor)

@@ -7,6 +7,7 @@ from atoll.guests.interface import GuestAgent
 from atoll.model.errors import AtollError
 from atoll.model.inventory import Inventory
 from atoll.model.points import RestorePoint
+from atoll.model.storage import LunGroup
 from atoll.service.journal import Journal, RunRecord
 from atoll.service.pins import Pins
 from atoll.storage.interface import StorageEngine
@@ -22,6 +23,16 @@ def own_prefix(key_id: str) -> str:
 def capture_prefix(prefix: str) -> str:
     """How the snapshots of captures begin, which no restore point stands on."""
     return f"capture-{prefix}"
+
+
+def cloned_snapshots(groups: Iterable[LunGroup]) -> set[tuple[str, str]]:
+    """(group, snapshot) of those that a clone stands on."""
+    found = set()
+    for group in groups:
+        if group.clone_of is not None:
+            origin, _, snapshot = group.clone_of.partition("@")
+            found.add((origin, snapshot))
+    return found
 
 
 def needed_snapshots(points: Iterable[RestorePoint]) -> set[tuple[str, str]]:
@@ -52,8 +63,7 @@ def retire_snapshots(
     One that somebody reads, or that a clone stands on, stays until a later run.
     """
     groups = engine.groups()
-    cloned = {tuple(group.clone_of.split("@", 1)) for group in groups if group.clone_of}
-    needed = needed_snapshots(points) | cloned
+    needed = needed_snapshots(points) | cloned_snapshots(groups)
     retired = 0
     for group in groups:
         for snapshot in engine.snapshots(group.name):
@@ -96,8 +106,14 @@ def clean_up(
     retired = retire_snapshots(engine, prefix, points, pins)
     for record in records:
         # A capture that was finished is not recorded any more, and stays.
-        for group in engine.groups():
-            engine.delete_snapshot(group.name, capture_prefix(prefix) + record.run)
+        # One whose certificate was written may be on the island already; the next capture retires it.
+        groups = engine.groups()
+        name = capture_prefix(prefix) + record.run
+        for group in groups:
+            if (group.name, name) not in cloned_snapshots(groups):
+                with pins.deleting(group.name, name) as free:
+                    if free:
+                        engine.delete_snapshot(group.name, name)
         journal.end(record.run)
         done.append(f"Cleared what run {record.run} left when it died.")
     if retired:

@@ -89,6 +89,22 @@ def test_a_backup_and_a_capture_leave_each_other_alone(kept: SmallSite) -> None:
     assert needed <= there, "the next increment still has what it is measured from"
 
 
+def test_a_run_is_kept_whole_and_its_remains_go(kept: SmallSite) -> None:
+    first = capture(kept, *HELD)
+    engine = kept.engine()
+    one, other = ((taken.group, taken.name) for taken in first.snapshots)
+    clone = engine.clone(*one, "shown")
+    second = capture(kept, *HELD)
+    assert second.retired == ()
+    assert on_the_storage(kept) == [first.run, second.run], "a part of it is of no use"
+    engine.delete_clone(clone.name)
+    engine.delete_snapshot(*other)
+    third = capture(kept, *HELD)
+    assert third.retired == (second.run,)
+    there = {taken.name for group in GROUPS.values() for taken in engine.snapshots(group)}
+    assert one[1] not in there, "what is left of a run that is gone is no run, and goes"
+
+
 def test_one_that_fails_leaves_nothing(kept: SmallSite) -> None:
     before = on_the_storage(kept)
 
