@@ -37,6 +37,7 @@ def refresh(
     done = Refreshed(run.name)
     # What an earlier refresh left half-done, of this run too, begins anew.
     _retire_unseen(island, placeholders, done)
+    done.retired = [name for name in done.retired if name != run.name]
     presented = island.present(run)
     known = {placeholder.vm: placeholder for placeholder in placeholders.all()}
 

@@ -179,6 +179,7 @@ def test_cut_short_anywhere_the_next_refresh_puts_it_right(farm, monkeypatch, st
     done = farm.refresh(run)
 
     assert done.kept == []
+    assert run.name not in done.retired, "it is shown"
     assert farm.shown() == {vm: ("r2", disks) for vm, disks in ALL.items()}
     assert [len(each) for each in farm.trace()] == [1, 2, 2]
     clear(farm.island, farm.placeholders, None)
