@@ -91,7 +91,7 @@ def test_a_director_killed_while_vms_have_snapshots(
     cleaned = lab.check("cleanup", settings=settings).out
 
     for vm in VMS:
-        assert f"of VM {vm}, which a run left" in cleaned
+        assert f"of VM {vm}, which a run left" in cleaned, cleaned
         lab.shell(vm).check(f"grep -q written /var/tmp/witness && {WRITE}", 60)
     assert snapshots(settings) == set()
     assert lab.assert_in_order() == standing

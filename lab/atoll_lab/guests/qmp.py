@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from atoll_lab.guests.errors import LabGuestError
+from atoll_lab.guests.errors import LabGuestError, RefusedError
 
 _GREETING_SECONDS = 30.0
 _MAX_BYTES = 1 << 24
@@ -67,7 +67,10 @@ class Machine:
             raise
 
     def run(self, command: str, seconds: float = 60.0, **arguments: Any) -> Any:
-        """Run a command and return its answer; events meanwhile are dropped. LabGuestError."""
+        """Run a command and return its answer; events meanwhile are dropped.
+
+        RefusedError when QEMU says no, LabGuestError when it says nothing.
+        """
         # Python has no `-` in names.
         given = {key.replace("_", "-"): value for key, value in arguments.items()}
         self._channel.send(json.dumps({"execute": command, "arguments": given}).encode() + b"\n")
@@ -77,7 +80,7 @@ class Machine:
             if "return" in answer:
                 return answer["return"]
             if "error" in answer:
-                raise LabGuestError(f"QEMU refused {command}: {answer['error']['desc']}.")
+                raise RefusedError(f"QEMU refused {command}: {answer['error']['desc']}.")
 
     def __enter__(self) -> "Machine":
         return self

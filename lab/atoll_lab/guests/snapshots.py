@@ -9,14 +9,16 @@ the file systems, and thaws. What is different: the deltas do not lie in the
 VMFS volume, and the guest is not told when the host fails.
 """
 
+import contextlib
 import re
 import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from atoll_lab.guests import qemu
-from atoll_lab.guests.errors import LabGuestError
+from atoll_lab.guests.errors import LabGuestError, RefusedError
 from atoll_lab.guests.qmp import GuestAgent, Machine
 
 _DISK = re.compile(r"disk\d+\Z")
@@ -142,21 +144,33 @@ def _switch(machine: Machine, disks: list[str]) -> None:
 
 
 def _commit(machine: Machine, disk: str) -> None:
+    """Merge a delta; goes on with a merge that somebody began and was cut off from."""
     job = f"merge-{disk}"
-    machine.run("block-commit", job_id=job, device=_delta(disk), base_node=disk, auto_dismiss=False)
+    if _job(machine, job) is None:
+        machine.run(
+            "block-commit", job_id=job, device=_delta(disk), base_node=disk, auto_dismiss=False
+        )
     deadline = time.monotonic() + _MERGE_SECONDS
-    while True:
-        [state] = [each for each in machine.run("query-jobs") if each["id"] == job]
+    while (state := _job(machine, job)) is not None:
         if state["status"] == "ready":
-            machine.run("job-complete", id=job)
+            # QEMU may have put the job aside for a moment since; it is asked again then.
+            with contextlib.suppress(RefusedError):
+                machine.run("job-complete", id=job)
         if state["status"] == "concluded":
             machine.run("job-dismiss", id=job)
             if state.get("error"):
                 raise LabGuestError(f"The delta of {disk} could not be merged: {state['error']}.")
             return
         if time.monotonic() > deadline:
-            raise LabGuestError(f"The delta of {disk} is still being merged; look at its QEMU.")
+            raise LabGuestError(
+                f"The delta of {disk} is still being merged ({state['status']}, "
+                f"{state['current-progress']} of {state['total-progress']} bytes)."
+            )
         time.sleep(_POLL_SECONDS)
+
+
+def _job(machine: Machine, job: str) -> Mapping[str, Any] | None:
+    return next((each for each in machine.run("query-jobs") if each["id"] == job), None)
 
 
 def _drop_delta(machine: Machine, run_dir: Path, disk: str) -> None:

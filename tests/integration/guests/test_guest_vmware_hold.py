@@ -20,7 +20,7 @@ from atoll.recovery.prove import prove
 from atoll.vsphere.client import VCenter
 from atoll_lab.guests import qemu
 from atoll_lab.guests.load import postgres_load
-from atoll_lab.guests.qmp import GuestAgent
+from atoll_lab.guests.qmp import GuestAgent, Machine
 from atoll_lab.guests.snapshots import QemuGuests
 from vsphere_site import DB1_UUID, simulated_site
 
@@ -162,8 +162,15 @@ def test_without_a_serving_agent_the_script_holds_by_itself(guest, vcenter):
     shell.check(
         "mv /etc/atoll/agent.json /etc/atoll/put-away; pkill -f '[a]gent.pyz serve'; sleep 1"
     )
-    verdict = Held(vcenter, "run-1").release()
+    held = Held(vcenter, "run-1")
+    # A merge that somebody began and was cut off from is gone on with.
+    with Machine(guest.qmp_socket) as machine:
+        arguments = {"device": "disk1-delta", "base_node": "disk1", "auto_dismiss": False}
+        machine.run("block-commit", job_id="merge-disk1", **arguments)
+    verdict = held.release()
     assert (verdict.consistency, verdict.reasons) == (Consistency.APP, ())
+    assert verdict.leftover == ""
+    assert list(guest.run_dir.glob(f"*{qemu.DELTA_SUFFIX}")) == []
     [application] = verdict.hold.applications
     assert (application.kind, application.name) == ("postgresql", "15-main")
     await_commits(shell)
