@@ -6,7 +6,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from atoll.model.errors import AtollError
+from atoll.model.errors import AtollError, RunConflictError
 from atoll.service.journal import Journal
 from atoll.settings import load_settings
 from atoll.storage.engine import ManagedEngine
@@ -24,7 +24,12 @@ def take_down(where: Places) -> None:
     """
     if not where.root.exists():
         return
-    with Journal(where.state).exclusive():
+    journal = Journal(where.state)
+    with journal.tidying():
+        if runs := journal.alive():
+            raise RunConflictError(
+                f"Run {', '.join(sorted(runs))} is still working in this lab; wait for it to end."
+            )
         _take_down(where)
 
 

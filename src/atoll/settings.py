@@ -147,6 +147,17 @@ class IslandSection(_Section):
     folder: str = "Atoll"
 
 
+class LimitsSection(_Section):
+    """How much is done at once, by all commands on this machine together."""
+
+    host_tasks: int = Field(default=8, ge=1, le=64)
+    host_luns: int = Field(default=256, ge=1, le=1024)
+    storage_disks: int = Field(default=16, ge=1, le=1024)
+    datastore_disks: int = Field(default=4, ge=1, le=1024)
+    proxy_disks: int = Field(default=8, ge=1, le=1024)
+    proxy_served: int = Field(default=32, ge=1, le=1024)
+
+
 class Settings(_Section):
     """The whole file. A machine that only serves storage has `storage` alone; see `needed`."""
 
@@ -156,6 +167,7 @@ class Settings(_Section):
     agents: AgentsSection | None = None
     director: DirectorSection = DirectorSection()
     island: IslandSection | None = None
+    limits: LimitsSection = LimitsSection()
 
     @model_validator(mode="after")
     def _storage_names_differ(self) -> Self:

@@ -19,6 +19,7 @@ from atoll.model.errors import ConfigurationError, StorageUnreachableError
 from atoll.repository.keys import KeyFile, create_key_file
 from atoll.repository.repository import Repository
 from atoll.service.journal import Journal
+from atoll.service.limits import Limits, Slots
 from atoll.service.pins import Pins
 from atoll.service.site import IslandPlace, Site
 from atoll.settings import (
@@ -46,6 +47,7 @@ def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
     """The site of a settings file; each part is opened when it is first used, and then kept."""
     settings = load_settings(config)
     opened = ExitStack()
+    limits = Limits(**settings.limits.model_dump())
 
     def vcenter() -> VCenter:
         return opened.enter_context(open_vcenter(settings))
@@ -62,6 +64,8 @@ def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
         authority=cache(partial(open_authority, settings)),
         journal=cache(partial(Journal, settings.director.state_directory)),
         pins=cache(partial(Pins, settings.director.state_directory)),
+        slots=cache(partial(Slots, settings.director.state_directory, limits)),
+        limits=limits,
         hold=HoldPolicy(
             lease_seconds=settings.director.lease_seconds,
             budget_seconds=settings.director.budget_seconds,

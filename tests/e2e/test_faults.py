@@ -1,5 +1,6 @@
 """What goes wrong: one clear sentence, an exit status of its own, and nothing half-done."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -173,7 +174,14 @@ def test_a_damaged_pack_is_found_and_the_points_it_touches_are_named(
 
 
 def test_two_runs_at_once(lab: LiveLab, points: Standing) -> None:
-    from atoll.service.journal import Journal
-
-    with Journal(lab.places.state).exclusive():
-        refused(lab, points, lab.run("backup", *VMS), 26, "Another run")
+    """On the same LUN groups: each as if it were alone."""
+    with lab.start("backup", "db1", "--json") as first:
+        second = lab.check("backup", *VMS, "--json").json
+        out, err = first.communicate(timeout=300)
+    assert first.returncode == 0, err
+    for run, vms in ((json.loads(out), ["db1"]), (second, VMS)):
+        made = {point["vm"]: point for point in run["points"]}
+        assert set(made) == set(vms)
+        for point in made.values():
+            assert (point["proof"]["consistency"], point["incremental"]) == ("app", True), point
+    assert len(lab.assert_in_order().points) == len(points.points) + 3

@@ -11,6 +11,7 @@ from atoll.director.proof import POWERED_OFF
 from atoll.model.consistency import Consistency, ConsistencyProof
 from atoll.model.progress import Progress, Silent
 from atoll.service.backup import BackupResult, back_up, clean_site
+from atoll.service.island import tidy_island
 from atoll.service.mounting import clear_dead_mounts
 
 LESSER_POINT = 4
@@ -49,8 +50,9 @@ def backup(
 def cleanup(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Clear what dead runs and mounts left: thaw guests, delete snapshots and clones no point needs."""
-    done = [*clear_dead_mounts(), *clean_site(context.site())]
+    """Clear what dead runs, mounts and refreshes left: thaw guests, delete snapshots no point needs."""
+    site = context.site()
+    done = [*clear_dead_mounts(), *clean_site(site), *tidy_island(site)]
     if json:
         as_json(done)
     else:

@@ -12,6 +12,7 @@ from atoll.cli.output import err, printable, seconds, size
 
 _SAYS = {
     "plan": "planning",
+    "turn": "waiting for other runs to let go of the same guests",
     "prepare": "agents flush while applications serve",
     "hold": "guests held",
     "snapshot": "group snapshot",

@@ -350,13 +350,19 @@ def snapshot_name(run: str) -> str:
 
 
 def clear_leftovers(
-    vcenter: SnapshotKeeper, deadline_seconds: float
+    vcenter: SnapshotKeeper, deadline_seconds: float, alive: Callable[[], Collection[str]]
 ) -> Mapping[LeftoverSnapshot, AtollError | None]:
-    """Remove what a killed run left, before anything is planned; None for each that is gone.
+    """Remove what killed runs left; None for each that is gone.
 
-    Only while no other run of this site is alive, whose snapshots these may be.
+    `alive` names the runs that are at work now, whose snapshots are theirs.
     """
-    leftovers = vcenter.leftovers()
+    # Asked before and after: a run is recorded before it takes a snapshot, and longer than it has one.
+    runs = set(alive())
+    found = vcenter.leftovers()
+    runs |= set(alive())
+    # A hold that is redone has its number behind the run's name.
+    own = {f"{snapshot_name(run)}-" for run in runs}
+    leftovers = [each for each in found if not f"{each.name}-".startswith(tuple(own))]
     with _pool(len(leftovers), "vmware-clear") as pool:
         jobs = {
             leftover: pool.submit(

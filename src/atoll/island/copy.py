@@ -1,7 +1,7 @@
 """From group snapshots to a VM's restore point: map, find what changed, copy."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from atoll.blocks.changes import changed_disk_extents
@@ -20,6 +20,8 @@ from atoll.repository.repository import Repository
 from atoll.storage.interface import StorageEngine
 
 MAX_VMX_BYTES = 1 << 20
+Turn = Callable[[PlannedDisk], AbstractContextManager[None]]
+"""Waits until a disk may be copied, and lets others have their turn afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,9 @@ def copy_vm(
     repository: Repository,
     parent: RestorePoint | None,
     progress: Progress,
+    turn: Turn,
 ) -> RestorePoint:
-    """Copy all disks of a VM and return its restore point, not yet committed.
+    """Copy all disks of a VM, each inside its `turn`; its restore point, not yet committed.
 
     `views` are the opened snapshots by LUN group. With a `parent` only what may
     have changed since is read; a disk that the parent does not have, or whose
@@ -117,13 +120,14 @@ def copy_vm(
     work = [_disk_work(disk, views[disk.group], repository, parent) for disk in planned.disks]
     progress.stage(vm.name, "copy", sum(item.bytes_to_read for item in work))
     disks = []
-    for item in work:
-        copied = repository.copy_disk(
-            item.reader,
-            extents=item.extents,
-            parent=item.parent,
-            progress=lambda done: progress.advance(vm.name, done),
-        )
+    for disk, item in zip(planned.disks, work, strict=True):
+        with turn(disk):
+            copied = repository.copy_disk(
+                item.reader,
+                extents=item.extents,
+                parent=item.parent,
+                progress=lambda done: progress.advance(vm.name, done),
+            )
         disks.append(
             replace(
                 item.image,

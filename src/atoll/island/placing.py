@@ -11,7 +11,7 @@ from atoll.model.errors import AtollError
 from atoll.vsphere.placeholder_vms import Hardware, Placeholder, Placeholders
 
 # vCenter works on that many tasks of one host at a time by default.
-_AT_ONCE = 8
+AT_ONCE = 8
 
 
 @dataclass(slots=True)
@@ -26,12 +26,17 @@ class Refreshed:
 
 
 def refresh(
-    island: Island, placeholders: Placeholders, run: CapturedRun, alive: Mapping[str, Hardware]
+    island: Island,
+    placeholders: Placeholders,
+    run: CapturedRun,
+    alive: Mapping[str, Hardware],
+    at_once: int = AT_ONCE,
 ) -> Refreshed:
     """Let the run's VMs be seen on the island, then clear what nobody sees any more.
 
     `alive` is the hardware, by instance UUID, of the VMs that vCenter has now. A placeholder in use
     stays with its run; that of a VM that is gone goes when it is not. Other runs' VMs stay.
+    `at_once` placeholders are worked on at a time.
     """
     placeholders.prepare()
     done = Refreshed(run.name)
@@ -50,7 +55,7 @@ def refresh(
         except AtollError as error:
             return str(error)
 
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="placeholder") as pool:
+    with ThreadPoolExecutor(at_once, thread_name_prefix="placeholder") as pool:
         for outcome in pool.map(show, run.certificate.vms):
             if isinstance(outcome, Placeholder):
                 done.shown.append(outcome)
@@ -65,7 +70,9 @@ def refresh(
     return done
 
 
-def clear(island: Island, placeholders: Placeholders, run: str | None) -> Refreshed:
+def clear(
+    island: Island, placeholders: Placeholders, run: str | None, at_once: int = AT_ONCE
+) -> Refreshed:
     """Take a run, or all, off the island; placeholders stay, without disks.
 
     Those in use stay as they are, and their runs with them.
@@ -82,8 +89,15 @@ def clear(island: Island, placeholders: Placeholders, run: str | None) -> Refres
             )
         else:
             emptied.append(placeholder)
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="placeholder") as pool:
+    with ThreadPoolExecutor(at_once, thread_name_prefix="placeholder") as pool:
         list(pool.map(placeholders.empty, emptied))
+    _retire_unseen(island, placeholders, done)
+    return done
+
+
+def clear_unseen(island: Island, placeholders: Placeholders) -> Refreshed:
+    """Take those runs off the island that no placeholder shows."""
+    done = Refreshed("")
     _retire_unseen(island, placeholders, done)
     return done
 

@@ -75,19 +75,31 @@ def island_host(hosts: Sequence[Host], name: str) -> IslandHost:
     raise ConfigurationError(f"vCenter has no host {name} to be the island; it has {known}.")
 
 
+MOST_LUNS = 256
+"""An ESX host sees 1,024 LUNs at most, whosever they are (vSphere 7 and 8, configuration maximums)."""
+
+
 class Island:
     """Runs on the island. `site` tells this Atoll's clones from those of others on the storage.
+
+    The host has `most_luns` copies of LUNs at once, not counting what others show it.
 
     One user at a time. Raises what the storage and vCenter raise.
     """
 
     def __init__(
-        self, engine: StorageEngine, volumes: IslandVolumes, host: IslandHost, site: str
+        self,
+        engine: StorageEngine,
+        volumes: IslandVolumes,
+        host: IslandHost,
+        site: str,
+        most_luns: int = MOST_LUNS,
     ) -> None:
         self._engine = engine
         self._volumes = volumes
         self._host = host
         self._prefix = f"island-{site}-"
+        self._most_luns = most_luns
 
     def presented(self) -> dict[str, dict[str, LunGroup]]:
         """The clones on the storage, whatever became of them: by run, then by production group."""
@@ -102,8 +114,10 @@ class Island:
         """Clone the run's snapshots, let the island's host alone have them, mount their volumes.
 
         The volumes get signatures of their own, all of the run or none is used. StorageConflictError,
-        and everything withdrawn again, when another host sees one of the LUNs.
+        and everything withdrawn again, when another host sees one of the LUNs; the same, with nothing
+        begun, when the host would have too many.
         """
+        self._require_room(run)
         clones = {
             snapshot.group: self._engine.clone(
                 snapshot.group, snapshot.name, f"{self._prefix}{run.name}.{number}"
@@ -150,6 +164,19 @@ class Island:
         self._volumes.forget(naas)
         for clone in clones.values():
             self._engine.delete_clone(clone.name)
+
+    def _require_room(self, run: CapturedRun) -> None:
+        shown = self.presented()
+        has = {name: sum(len(c.luns) for c in clones.values()) for name, clones in shown.items()}
+        has.pop(run.name, None)
+        needs = sum(len(_with_volumes(run, snapshot.group)) for snapshot in run.snapshots)
+        if sum(has.values()) + needs > self._most_luns:
+            raise StorageConflictError(
+                f"Run {run.name} needs {needs} LUNs on the island's host {self._host.name}, which may "
+                f"have {self._most_luns} (`host_luns` in [limits]) and has {sum(has.values())} of "
+                f"other runs ({', '.join(sorted(has)) or 'none'}); take one off with `atoll island "
+                "clear`, or wait for the jobs that read it."
+            )
 
     def _portals_of_none_but(self, clones: Collection[LunGroup]) -> set[tuple[str, int]]:
         """The portals that serve these clones and nothing else."""

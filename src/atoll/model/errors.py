@@ -139,7 +139,7 @@ class RepositoryUnreachableError(AtollError):
 
 
 class RunConflictError(AtollError):
-    """Another run of this site is still alive."""
+    """Another run or command is in the way, and it took too long to wait for it."""
 
     code = "run-conflict"
     exit_status = 26

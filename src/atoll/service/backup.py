@@ -2,23 +2,23 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from atoll.director.capture import Capture
 from atoll.director.policy import Way
-from atoll.guests.interface import GuestAgent
 from atoll.island.copy import copy_vm, opened
-from atoll.model.errors import AtollError
-from atoll.model.plan import Bystander, Plan
+from atoll.model.errors import AtollError, RunConflictError
+from atoll.model.plan import Bystander, PlannedDisk
 from atoll.model.points import RestorePoint
 from atoll.model.progress import Progress
 from atoll.model.storage import GroupSnapshot
-from atoll.repository.repository import Repository
 from atoll.service.holding import PreparedRun, prepared
+from atoll.service.limits import Slots
 from atoll.service.retire import clean_up, own_prefix, points_of_known_vms, retire_snapshots
 from atoll.service.site import Site
-from atoll.storage.interface import StorageEngine
+from atoll.storage.federation import system_with
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,11 @@ def back_up(
         run.repository.begin()
         snapshot = run.prefix + run.name
         try:
-            held = run.hold(snapshot, progress)
-            started = time.monotonic()
-            parents = {} if full else _parents(run.plan, run.points)
-            made = _copy(run.plan, held, run.engine, run.repository, parents, progress)
+            with ExitStack() as reading:
+                parents = {} if full else _parents(run, reading)
+                held = run.hold(snapshot, progress)
+                started = time.monotonic()
+                made = _copy(run, held, parents, site.slots(), progress)
             progress.stage("", "commit")
             run.repository.commit(made)
         except BaseException as error:
@@ -66,8 +67,10 @@ def back_up(
         progress.stage("", "retire")
         cleaned = list(run.cleaned)
         try:
-            known = points_of_known_vms([*run.points, *made], run.inventory)
-            retired = retire_snapshots(run.engine, run.prefix, known, run.pins)
+            with run.journal.tidying():
+                # Other runs may have committed meanwhile, and those who tidy next see this one's.
+                known = points_of_known_vms(run.repository.points(), run.inventory)
+                retired = retire_snapshots(run.engine, run.prefix, known, run.pins)
             run.journal.end(run.name)
         except AtollError as error:
             # The points are there; what could not be tidied the next run tidies.
@@ -102,21 +105,36 @@ def _undo(run: PreparedRun, snapshot: str, cause: BaseException) -> None:
         run.undo(snapshot, cause)
 
 
-def _parents(plan: Plan, points: Sequence[RestorePoint]) -> Mapping[str, RestorePoint]:
-    """Each VM's newest point, whose snapshots are kept for the next increment, by instance UUID."""
-    uuids = {vm.vm.instance_uuid for vm in plan.vms}
-    return {point.instance_uuid: point for point in points if point.instance_uuid in uuids}
+def _parents(run: PreparedRun, reading: ExitStack) -> Mapping[str, RestorePoint]:
+    """Each VM's newest point by instance UUID, its snapshots pinned until `reading` is closed.
+
+    One whose snapshots another run is deleting just now is no parent: its VM is read in full.
+    """
+    uuids = {vm.vm.instance_uuid for vm in run.plan.vms}
+    newest = {point.instance_uuid: point for point in run.points if point.instance_uuid in uuids}
+    parents = {}
+    for uuid, point in newest.items():
+        snapshots = [(group, point.snapshot) for group in point.groups]
+        with suppress(RunConflictError):
+            reading.enter_context(run.pins.reading(snapshots))
+            parents[uuid] = point
+    return parents
 
 
 def _copy(
-    plan: Plan,
+    run: PreparedRun,
     held: Capture,
-    engine: StorageEngine,
-    repository: Repository,
     parents: Mapping[str, RestorePoint],
+    slots: Slots,
     progress: Progress,
 ) -> list[RestorePoint]:
+    plan, engine = run.plan, run.engine
     progress.stage("", "map")
+
+    def turn(vm: str, disk: PlannedDisk) -> AbstractContextManager[None]:
+        system = system_with(engine, disk.group)
+        return slots.copying(system, disk.disk.datastore, partial(progress.note, vm))
+
     with ExitStack() as stack:
         views = {
             group: stack.enter_context(
@@ -131,9 +149,10 @@ def _copy(
                 views,
                 held.proofs[vm.vm.instance_uuid],
                 plan.run,
-                repository,
+                run.repository,
                 parents.get(vm.vm.instance_uuid),
                 progress,
+                partial(turn, vm.vm.name),
             )
             for vm in plan.vms
         ]
@@ -141,13 +160,16 @@ def _copy(
 
 def clean_site(site: Site) -> list[str]:
     """Clear what dead runs left, without starting a new one."""
-    agents: Mapping[str, GuestAgent] = site.agents()
-    journal = site.journal()
-    with journal.exclusive():
-        repository = site.repository()
-        vmware = None
-        if Way.VMWARE in site.hold.ways:
-            vmware = site.vcenter().snapshots(repository.key_id[:8])
-        prefix = own_prefix(repository.key_id)
-        points, pins = repository.points(), site.pins()
-        return clean_up(site.engine(), journal, agents, prefix, points, pins, vmware)
+    repository = site.repository()
+    vmware = None
+    if Way.VMWARE in site.hold.ways:
+        vmware = site.vcenter().snapshots(repository.key_id[:8])
+    return clean_up(
+        site.engine(),
+        site.journal(),
+        site.agents(),
+        own_prefix(repository.key_id),
+        repository.points,
+        site.pins(),
+        vmware,
+    )

@@ -46,6 +46,7 @@ def capture_vms(
         snapshot = capture_prefix(run.prefix) + run.name
         try:
             held = run.hold(snapshot, progress)
+            # From here on it is a capture that was made, and no remains of a run.
             run.journal.end(run.name)
         except BaseException as error:
             run.undo(snapshot, error)
@@ -54,7 +55,8 @@ def capture_vms(
         cleaned = list(run.cleaned)
         retired: list[str] = []
         try:
-            retired += _retire(run, keep)
+            with run.journal.tidying():
+                retired += _retire(run, keep)
         except AtollError as error:
             # The capture is there; what could not be tidied the next one tidies.
             cleaned.append(f"Old captures could not be deleted yet: {error}")

@@ -36,6 +36,7 @@ def vm_exports(
                             reader=reader,
                             description=f"{each.label} of {one.name}@{one.run}",
                             contexts=_changed(one, each, reader.size_bytes),
+                            key=each.key,
                         )
                     )
         if not exports:

@@ -25,6 +25,9 @@ from atoll.service.retire import clean_up, own_prefix
 from atoll.service.site import Site
 from atoll.storage.interface import StorageEngine
 
+_PATIENCE_SECONDS = 900.0
+"""For other runs to let go of the same guests; a hold by VMware snapshots may take minutes."""
+
 _UNDO_SECONDS = 60.0
 """For the storage to delete the snapshots of a run that failed; else the next start does."""
 
@@ -49,11 +52,13 @@ class PreparedRun:
     prefix: str
     cleaned: list[str]
     _following: ExitStack
+    _pinned: ExitStack
 
     def hold(self, snapshot: str, progress: Progress) -> Capture:
         """Hold the guests and take the run's snapshots, called `snapshot`, with their certificate.
 
-        After it raised, call `undo`.
+        Other runs leave the snapshots alone until this one is over. Waits for other holds of the
+        same LUN groups. After it raised, call `undo`.
         """
         self.journal.begin(
             RunRecord(
@@ -62,10 +67,14 @@ class PreparedRun:
                 holds=tuple(hold_name(self.name, number) for number in range(self.policy.holds)),
             )
         )
-        held = capture(self.plan, snapshot, self.means, self.policy, progress)
+        groups = self.plan.groups
+        self._pinned.enter_context(self.pins.reading([(group, snapshot) for group in groups]))
+        progress.stage("", "turn")
+        with self.journal.holding(groups, _PATIENCE_SECONDS):
+            held = capture(self.plan, snapshot, self.means, self.policy, progress)
         self._following.close()
         words = certificate(self.plan, held.proofs)
-        for group in self.plan.groups:
+        for group in groups:
             self.engine.annotate_snapshot(group, snapshot, words)
         return held
 
@@ -73,6 +82,10 @@ class PreparedRun:
         """Delete the run's snapshots and forget it; what cannot be done now the next start does."""
         try:
             delete_snapshots(self.engine, self.plan.groups, snapshot, _UNDO_SECONDS)
+            self._pinned.close()
+            for group in self.plan.groups:
+                with self.pins.deleting(group, snapshot):
+                    pass  # there is nothing left to pin
             self.journal.end(self.name)
         except AtollError as error:
             cause.add_note(f"Clearing up after it failed too: {error}")
@@ -85,7 +98,7 @@ def new_run() -> str:
 
 @contextmanager
 def prepared(site: Site, names: Sequence[str], progress: Progress) -> Iterator[PreparedRun]:
-    """Plan a run of the named VMs and bring the site in order; the only run as long as it lasts.
+    """Plan a run of the named VMs and bring the site in order. Any number may be at work at once.
 
     Nothing is held before the plan is sound, the agents are known and the repository is open.
     Raises AtollError.
@@ -97,16 +110,23 @@ def prepared(site: Site, names: Sequence[str], progress: Progress) -> Iterator[P
     vcenter = site.vcenter()
     journal = site.journal()
     run = new_run()
-    with journal.exclusive(), ExitStack() as following:
-        points = repository.points()
+    with ExitStack() as pinned, ExitStack() as following:
+        pinned.callback(journal.abandon, run)
         prefix = own_prefix(repository.key_id)
         vmware = vcenter.snapshots(repository.key_id[:8])
         allowed = Way.VMWARE in site.hold.ways
         pins = site.pins()
         cleaned = clean_up(
-            engine, journal, agents, prefix, points, pins, vmware if allowed else None
+            engine,
+            journal,
+            agents,
+            prefix,
+            repository.points,
+            pins,
+            vmware if allowed else None,
         )
-        cleaned += site.renew_agents()
+        with journal.tidying():
+            cleaned += site.renew_agents()
         # What moves until the snapshot is there is then noticed without reading everything again.
         following.enter_context(vcenter.follow())
         inventory = vcenter.inventory()
@@ -124,11 +144,12 @@ def prepared(site: Site, names: Sequence[str], progress: Progress) -> Iterator[P
             journal=journal,
             pins=pins,
             repository=repository,
-            points=points,
+            points=repository.points(),
             inventory=inventory,
             prefix=prefix,
             cleaned=cleaned,
             _following=following,
+            _pinned=pinned,
         )
 
 

@@ -1,18 +1,20 @@
 """The island as one site has it: refreshed from runs, looked at, cleared."""
 
 import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from atoll.island.placing import Refreshed, clear, refresh
+from atoll.island.placing import Refreshed, clear, clear_unseen, refresh
 from atoll.island.presentation import Island, island_host
 from atoll.island.runs import captured_runs, find_run
-from atoll.model.errors import ConfigurationError, RunConflictError
+from atoll.model.errors import AtollError, ConfigurationError
+from atoll.service.filelocks import locked
 from atoll.service.island_history import Event, IslandHistory, events
 from atoll.service.site import Site
 from atoll.vsphere.placeholder_vms import Placeholder, Placeholders
+
+_PATIENCE_SECONDS = 900.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ def refresh_island(site: Site, reference: str) -> Refreshed:
         uuids |= {placeholder.vm for placeholder in placeholders.all()}
         pinned = site.pins().reading([(taken.group, taken.name) for taken in run.snapshots])
         with pinned, _remembered(site, placeholders):
-            return refresh(island, placeholders, run, placeholders.hardware(sorted(uuids)))
+            alive = placeholders.hardware(sorted(uuids))
+            return refresh(island, placeholders, run, alive, site.limits.host_tasks)
 
 
 def clear_island(site: Site, run: str | None) -> Refreshed:
@@ -47,7 +50,25 @@ def clear_island(site: Site, run: str | None) -> Refreshed:
     with _exclusive(site):
         island, placeholders = _open(site)
         with _remembered(site, placeholders):
-            return clear(island, placeholders, run)
+            return clear(island, placeholders, run, site.limits.host_tasks)
+
+
+def tidy_island(site: Site) -> list[str]:
+    """Take off what no placeholder shows, as a refresh that was cut short leaves it; a sentence each.
+
+    Nothing when the site has no island.
+    """
+    if site.island is None:
+        return []
+    try:
+        with _exclusive(site):
+            done = clear_unseen(*_open(site))
+    except AtollError as error:
+        return [f"The island could not be looked at: {error}"]
+    return [
+        *(f"Took run {run} off the island, which no placeholder showed." for run in done.retired),
+        *done.kept,
+    ]
 
 
 def island_status(site: Site) -> IslandStatus:
@@ -84,24 +105,20 @@ def _open(site: Site) -> tuple[Island, Placeholders]:
     vcenter, settings = site.vcenter(), site.island
     host = island_host(vcenter.inventory().hosts, settings.host)
     island = Island(
-        site.engine(), vcenter.island_volumes(host.name), host, site.repository().key_id[:8]
+        site.engine(),
+        vcenter.island_volumes(host.name),
+        host,
+        site.repository().key_id[:8],
+        site.limits.host_luns,
     )
     return island, vcenter.placeholders(host.name, settings.home, settings.folder)
 
 
 @contextmanager
 def _exclusive(site: Site) -> Iterator[None]:
-    """One refresh or clearing at a time; the kernel ends the lock of one that is killed."""
+    """Wait until nobody else refreshes or clears, and keep others from it."""
     path = site.work_directory.parent / "island.lock"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunConflictError(
-                "The island is being refreshed or cleared already; wait for that to end."
-            ) from error
+    said = "The island is still being refreshed or cleared by another command; try again later."
+    with locked(path, fcntl.LOCK_EX, said, _PATIENCE_SECONDS):
         yield
-    finally:
-        os.close(descriptor)

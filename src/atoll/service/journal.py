@@ -1,19 +1,22 @@
 """Which runs have begun and not ended, on disk, so that a crash is noticed and cleaned up.
 
 One JSON file a run in `runs/`, written before anything is touched and removed
-when nothing of the run needs cleaning any more. A lock file says whether a
-run is alive; the kernel drops the lock when its process dies, however it dies.
+when nothing of the run needs cleaning any more. Its process keeps it locked: a
+record that can be locked is a dead run's. The kernel drops the lock when the
+process dies, however it dies.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from atoll.model.errors import ConfigurationError, RunConflictError
+from atoll.model.errors import ConfigurationError
+from atoll.service.filelocks import lock_file, locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,67 +29,103 @@ class RunRecord:
 
 
 class Journal:
-    """The runs recorded in one state directory."""
+    """The runs recorded in one state directory, of this process and of others."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._runs = directory / "runs"
+        self._groups = directory / "groups"
+        self._mine: dict[str, int] = {}
         try:
-            self._runs.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for each in (self._runs, self._groups):
+                each.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise ConfigurationError(
                 f"Cannot write the state directory {directory}: {error.strerror}."
             ) from error
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Hold the site's one run at a time; RunConflictError when another is alive."""
-        descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunConflictError(
-                    "Another run of this site is still working; wait for it to end."
-                ) from error
-            yield
-        finally:
-            os.close(descriptor)
-
     def begin(self, record: RunRecord) -> None:
-        """Record a run before it touches anything."""
-        path = self._runs / f"{record.run}.json"
+        """Record a run before it touches anything. It is alive until `end`, `abandon`, or death."""
+        path = self._path(record.run)
         temporary = path.with_suffix(".tmp")
         try:
-            with temporary.open("w") as file:
-                json.dump(asdict(record), file)
-                file.flush()
-                os.fsync(file.fileno())
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._mine[record.run] = descriptor
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            os.write(descriptor, json.dumps(asdict(record)).encode())
+            os.fsync(descriptor)
             temporary.rename(path)
             self._sync()
         except OSError as error:
+            self.abandon(record.run)
             raise ConfigurationError(
                 f"Cannot record the run in {self._runs}: {error.strerror}; nothing was begun."
             ) from error
 
     def end(self, run: str) -> None:
-        """Forget a run that left nothing to clean."""
-        (self._runs / f"{run}.json").unlink(missing_ok=True)
+        """Forget a run that left nothing to clean. Repeatable."""
+        self._path(run).unlink(missing_ok=True)
         self._sync()
+        self.abandon(run)
 
-    def unfinished(self) -> list[RunRecord]:
-        """Runs that began and did not end, oldest first. Call it inside `exclusive`."""
-        records = []
-        for path in sorted(self._runs.glob("*.json")):
-            try:
-                raw = json.loads(path.read_text())
-            except (OSError, ValueError) as error:
-                raise ConfigurationError(
-                    f"The record {path} of a run cannot be read ({error}); see `atoll agent list` "
-                    "that no guest is held, then remove the file."
-                ) from error
-            records.append(RunRecord(raw["run"], tuple(raw["vms"]), tuple(raw["holds"])))
-        return records
+    def abandon(self, run: str) -> None:
+        """Leave a run, unless it ended, for whoever cleans up next, as if its process had died."""
+        descriptor = self._mine.pop(run, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def alive(self) -> set[str]:
+        """The runs that are at work now, and those that somebody clears up after at this moment."""
+        with self.dead() as records:
+            return {path.stem for path in self._runs.glob("*.json")} - {
+                record.run for record in records
+            }
+
+    @contextmanager
+    def dead(self) -> Iterator[Sequence[RunRecord]]:
+        """Runs whose process died, oldest first; nobody else gets them while the block lasts.
+
+        ConfigurationError when a record cannot be read.
+        """
+        with ExitStack() as stack:
+            records = []
+            for path in sorted(self._runs.glob("*.json")):
+                descriptor = lock_file(path, fcntl.LOCK_EX, create=False)
+                if descriptor is None:
+                    continue
+                stack.callback(os.close, descriptor)
+                records.append(_read(path))
+            yield records
+
+    @contextmanager
+    def tidying(self) -> Iterator[None]:
+        """Wait until nobody tidies and nobody is held, and keep both from beginning.
+
+        What takes the storage's locks must not make a guest wait that is held.
+        """
+        with locked(self._directory / "lock", fcntl.LOCK_EX, "The site is still being tidied."):
+            yield
+
+    @contextmanager
+    def holding(self, groups: Sequence[str], patience_seconds: float) -> Iterator[None]:
+        """Wait until no other run holds guests of these LUN groups, and until nobody tidies.
+
+        RunConflictError when that takes longer than `patience_seconds`.
+        """
+        deadline = time.monotonic() + patience_seconds
+        with ExitStack() as stack:
+            for group in sorted(set(groups)):  # one order for all, or two could wait for ever
+                said = f"LUN group {group} is still being held by another run; try again later."
+                path = self._groups / f"{group}.lock"
+                stack.enter_context(locked(path, fcntl.LOCK_EX, said, deadline - time.monotonic()))
+            # Last: who waits for a group keeps nobody from tidying.
+            said = "The site is still being tidied; try again later."
+            lock, left = self._directory / "lock", deadline - time.monotonic()
+            stack.enter_context(locked(lock, fcntl.LOCK_SH, said, left))
+            yield
+
+    def _path(self, run: str) -> Path:
+        return self._runs / f"{run}.json"
 
     def _sync(self) -> None:
         descriptor = os.open(self._runs, os.O_RDONLY)
@@ -94,3 +133,14 @@ class Journal:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _read(path: Path) -> RunRecord:
+    try:
+        raw = json.loads(path.read_text())
+        return RunRecord(raw["run"], tuple(raw["vms"]), tuple(raw["holds"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"The record {path} of a run cannot be read ({error}); see `atoll agent list` "
+            "that no guest is held, then remove the file."
+        ) from error

@@ -43,6 +43,7 @@ def mounted(
             with FuseServer(
                 tree.root,
                 directory,
+                find=tree.views,
                 source=reference,
                 allow_other=allow_other,
                 on_failure=on_failure,

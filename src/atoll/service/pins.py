@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from atoll.model.errors import ConfigurationError, RunConflictError
+from atoll.service.filelocks import lock_file
 
 
 class Pins:
@@ -56,25 +57,7 @@ class Pins:
             os.close(descriptor)
 
     def _lock(self, group: str, snapshot: str, how: int) -> int | None:
-        """A locked descriptor; None while others hold a lock that excludes this one."""
-        path = self._path(group, snapshot)
-        while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                return None
-            if _is_at(descriptor, path):
-                return descriptor
-            os.close(descriptor)  # who deleted the snapshot took the file away meanwhile
+        return lock_file(self._path(group, snapshot), how)
 
     def _path(self, group: str, snapshot: str) -> Path:
         return self._directory / f"{group}@{snapshot}"
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False

@@ -1,6 +1,6 @@
 """Snapshots that no longer serve the next increment, and what dead runs left behind."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from atoll.director.vmware_hold import SnapshotKeeper, clear_leftovers
 from atoll.guests.interface import GuestAgent
@@ -80,7 +80,7 @@ def clean_up(
     journal: Journal,
     agents: Mapping[str, GuestAgent],
     prefix: str,
-    points: Iterable[RestorePoint],
+    points: Callable[[], Iterable[RestorePoint]],
     pins: Pins,
     vmware: SnapshotKeeper | None,
 ) -> list[str]:
@@ -88,42 +88,51 @@ def clean_up(
 
     Guests first: they are told to thaw, although their leases have done so by
     now. Then our VMware snapshots, where runs may take some. Then every snapshot
-    and clone of ours that no committed point needs goes. Call it while holding
-    the journal's lock, so that no live run loses what it works on.
+    of ours goes that no committed point needs and no live run has pinned.
     """
     done: list[str] = []
-    records = journal.unfinished()
-    for record in records:
-        done += _thaw(record, agents)
-    if vmware is not None:
-        done += _clear_vmware(vmware)
-    done += engine.reconcile()
-    done += [f"Deleted snapshot {name}, whose time was over." for name in engine.expire_snapshots()]
-    for group in engine.groups():
-        if group.clone_of is not None and group.name.startswith(prefix):
-            engine.delete_clone(group.name)
-            done.append(f"Removed clone {group.name}, which no run uses.")
-    retired = retire_snapshots(engine, prefix, points, pins)
-    for record in records:
-        # A capture that was finished is not recorded any more, and stays.
-        # One whose certificate was written may be on the island already; the next capture retires it.
-        groups = engine.groups()
-        name = capture_prefix(prefix) + record.run
-        for group in groups:
-            if (group.name, name) not in cloned_snapshots(groups):
-                with pins.deleting(group.name, name) as free:
-                    if free:
-                        engine.delete_snapshot(group.name, name)
-        journal.end(record.run)
-        done.append(f"Cleared what run {record.run} left when it died.")
+    with journal.dead() as records:
+        for record in records:
+            done += _thaw(record, agents)
+        if vmware is not None:
+            ours = {record.run for record in records}
+            done += _clear_vmware(vmware, lambda: journal.alive() - ours)
+        with journal.tidying():
+            done += engine.reconcile()
+            done += [
+                f"Deleted snapshot {name}, whose time was over."
+                for name in engine.expire_snapshots()
+            ]
+            # Read now: what was committed until here needs its snapshots.
+            retired = retire_snapshots(engine, prefix, points(), pins)
+            for record in records:
+                _clear_capture(engine, capture_prefix(prefix) + record.run, pins)
+        for record in records:
+            journal.end(record.run)
+            done.append(f"Cleared what run {record.run} left when it died.")
     if retired:
         done.append(f"Deleted {retired} snapshots that no restore point needs.")
     return done
 
 
-def _clear_vmware(vmware: SnapshotKeeper) -> list[str]:
+def _clear_capture(engine: StorageEngine, name: str, pins: Pins) -> None:
+    """Delete the snapshots of a capture that did not end; one that did is not recorded any more.
+
+    One whose certificate was written may be on the island already; the next capture retires it.
+    """
+    groups = engine.groups()
+    cloned = cloned_snapshots(groups)
+    for group in groups:
+        if (group.name, name) in cloned:
+            continue
+        with pins.deleting(group.name, name) as free:
+            if free:
+                engine.delete_snapshot(group.name, name)
+
+
+def _clear_vmware(vmware: SnapshotKeeper, alive: Callable[[], Collection[str]]) -> list[str]:
     try:
-        cleared = clear_leftovers(vmware, _CLEAR_SECONDS)
+        cleared = clear_leftovers(vmware, _CLEAR_SECONDS, alive)
     except AtollError as error:
         return [f"VMware snapshots that a run may have left could not be looked for: {error}"]
     return [

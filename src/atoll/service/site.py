@@ -9,6 +9,7 @@ from atoll.guests.authority import Authority
 from atoll.guests.interface import GuestAgent
 from atoll.repository.repository import Repository
 from atoll.service.journal import Journal
+from atoll.service.limits import Limits, Slots
 from atoll.service.pins import Pins
 from atoll.storage.interface import StorageEngine
 from atoll.vsphere.client import VCenter
@@ -39,6 +40,8 @@ class Site:
     authority: Callable[[], Authority]
     journal: Callable[[], Journal]
     pins: Callable[[], Pins]
+    slots: Callable[[], Slots]
+    limits: Limits
     hold: HoldPolicy
     island: IslandPlace | None
     work_directory: Path

@@ -34,6 +34,14 @@ def systems_of(engine: StorageEngine) -> Sequence[StorageEngine]:
     return engine.systems if isinstance(engine, Federation) else [engine]
 
 
+def system_with(engine: StorageEngine, group: str) -> str | None:
+    """The name of the storage system that a LUN group lives on; None if on none."""
+    if isinstance(engine, Federation):
+        system = engine.system_with(group)
+        return system.name if system else None
+    return engine.name
+
+
 class Federation:
     """A StorageEngine over several, whose groups have names of their own.
 
@@ -122,11 +130,11 @@ class Federation:
 
     def create_group(self, group: str) -> LunGroup:
         """An empty LUN group, where the most is free."""
-        return (self._find(group) or self._roomiest()).create_group(group)
+        return (self.system_with(group) or self._roomiest()).create_group(group)
 
     def delete_group(self, group: str, *, force: bool = False) -> None:
         """Remove a group and its LUNs."""
-        if (system := self._find(group)) is not None:
+        if (system := self.system_with(group)) is not None:
             system.delete_group(group, force=force)
 
     def create_lun(self, group: str, lun: str, size_bytes: int) -> Lun:
@@ -153,7 +161,7 @@ class Federation:
 
     def delete_lun(self, group: str, lun: str, *, force: bool = False) -> None:
         """Remove a LUN."""
-        if (system := self._find(group)) is not None:
+        if (system := self.system_with(group)) is not None:
             system.delete_lun(group, lun, force=force)
 
     def require_room(self, group: str) -> None:
@@ -168,7 +176,7 @@ class Federation:
 
     def snapshots(self, group: str) -> Sequence[GroupSnapshot]:
         """A group's snapshots."""
-        system = self._find(group)
+        system = self.system_with(group)
         return system.snapshots(group) if system is not None else []
 
     def keep_snapshot(
@@ -183,7 +191,7 @@ class Federation:
 
     def annotation(self, group: str, name: str) -> str | None:
         """What was written on a snapshot."""
-        system = self._find(group)
+        system = self.system_with(group)
         return system.annotation(group, name) if system is not None else None
 
     def expire_snapshots(self) -> Sequence[str]:
@@ -196,13 +204,13 @@ class Federation:
 
     def delete_snapshot(self, group: str, name: str) -> None:
         """Remove a snapshot."""
-        if (system := self._find(group)) is not None:
+        if (system := self.system_with(group)) is not None:
             system.delete_snapshot(group, name)
 
     def clone(self, group: str, snapshot: str, clone: str, *, read_only: bool = False) -> LunGroup:
         """A copy of a snapshot, on the same system."""
         system = self._at(group)
-        if self._find(clone) not in (None, system):
+        if self.system_with(clone) not in (None, system):
             raise StorageConflictError(
                 f"Another storage system has a LUN group {clone}; choose another name."
             )
@@ -210,7 +218,7 @@ class Federation:
 
     def delete_clone(self, clone: str) -> None:
         """Withdraw and remove a clone."""
-        if (system := self._find(clone)) is not None:
+        if (system := self.system_with(clone)) is not None:
             system.delete_clone(clone)
 
     def present(self, group: str, lun: str, initiators: Sequence[str]) -> Presentation:
@@ -219,7 +227,7 @@ class Federation:
 
     def withdraw(self, group: str, lun: str) -> None:
         """End all access to the LUN."""
-        if (system := self._find(group)) is not None:
+        if (system := self.system_with(group)) is not None:
             system.withdraw(group, lun)
 
     def presentations(self) -> Sequence[Presentation]:
@@ -243,14 +251,14 @@ class Federation:
         for system in self._systems:
             system.stop()
 
-    def _find(self, group: str) -> StorageEngine | None:
+    def system_with(self, group: str) -> StorageEngine | None:
         for system in self._systems:
             if any(each.name == group for each in system.groups()):
                 return system
         return None
 
     def _at(self, group: str) -> StorageEngine:
-        system = self._find(group)
+        system = self.system_with(group)
         if system is None:
             raise StorageConflictError(
                 f"No storage system has a LUN group {group}; create it or correct the name."

@@ -315,7 +315,7 @@ def test_leftovers_are_found_by_another_process_and_cleared(site, snapshots):
             ("db1", NAME),
             ("app1", "atoll-run-0"),
         }
-        cleared = clear_leftovers(keeper, DEADLINE)
+        cleared = clear_leftovers(keeper, DEADLINE, set)
     assert list(cleared.values()) == [None, None]
     assert names(site) == []
 
@@ -356,7 +356,7 @@ def test_what_a_killed_director_leaves_is_cleared_by_the_next(site, snapshots):
         assert director.stdout.readline() == "held\n"
         director.kill()
     assert names(site) == ["atoll-run-1"]
-    cleared = clear_leftovers(snapshots, DEADLINE)
+    cleared = clear_leftovers(snapshots, DEADLINE, set)
     assert {each.vm for each in cleared} == {"db1", "app1"}
     assert set(cleared.values()) == {None}
     assert names(site) == []

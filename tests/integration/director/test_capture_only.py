@@ -126,6 +126,7 @@ def test_one_that_was_killed_is_cleared_by_the_next(kept: SmallSite) -> None:
     with kept.opened() as opened:
         prefix = capture_prefix(own_prefix(opened.repository().key_id))
         opened.journal().begin(RunRecord("dead", (uuid_of("db1"),), ("dead",)))
+        opened.journal().abandon("dead")
         for group in GROUPS.values():
             opened.engine().snapshot_group(group, f"{prefix}dead")
     assert any("Cleared what run dead left" in line for line in kept.clean())

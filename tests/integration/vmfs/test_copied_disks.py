@@ -3,7 +3,7 @@
 import random
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,7 +140,16 @@ class Site:
         self.repository.begin()
         with ExitStack() as stack:
             views = {"prod": self.view(stack, plan, taken)}
-            point = copy_vm(plan.vms[0], views, proof, run, self.repository, parent, Silent())
+            point = copy_vm(
+                plan.vms[0],
+                views,
+                proof,
+                run,
+                self.repository,
+                parent,
+                Silent(),
+                lambda _: nullcontext(),
+            )
         self.repository.commit([point])
         return point
 

@@ -476,13 +476,21 @@ def test_without_looking_before_no_account_is_believed(vcenter):
 def test_the_next_start_clears_what_a_killed_run_left(vcenter):
     vcenter.snapshots = {"uuid-a": "snapshot-1", "uuid-b": "snapshot-2"}
     vcenter.remove_error["uuid-b"] = VCenterOperationError("It is locked.")
-    cleared = clear_leftovers(vcenter, DEADLINE)
+    cleared = clear_leftovers(vcenter, DEADLINE, set)
     assert {each.vm: str(error) for each, error in cleared.items()} == {
         "uuid-a": "None",
         "uuid-b": "It is locked.",
     }
     assert vcenter.snapshots == {"uuid-b": "snapshot-2"}
-    assert clear_leftovers(FakeVCenter(), DEADLINE) == {}
+    assert clear_leftovers(FakeVCenter(), DEADLINE, set) == {}
+
+
+def test_what_a_live_run_has_is_no_leftover(vcenter):
+    vcenter.snapshots = {"uuid-a": "snapshot-1"}
+    [left] = vcenter.leftovers()
+    mine, other = left.name.removeprefix("atoll-"), left.name.removeprefix("atoll-")[:-1]
+    assert clear_leftovers(vcenter, DEADLINE, lambda: {mine}) == {}
+    assert list(clear_leftovers(vcenter, DEADLINE, lambda: {other})) == [left]
 
 
 def test_names_fit_vsphere():

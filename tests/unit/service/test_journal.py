@@ -1,9 +1,10 @@
-"""The run journal: what is remembered over a crash, and one run at a time."""
+"""The run journal: what is remembered over a crash, who is alive, and whose turn it is."""
 
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,42 +15,62 @@ from atoll.service.journal import Journal, RunRecord
 RECORD = RunRecord(run="r1", vms=("u1", "u2"), holds=("r1", "r1-1"))
 
 
+def dead(directory: Path) -> list[RunRecord]:
+    with Journal(directory).dead() as records:
+        return list(records)
+
+
 def test_a_run_is_remembered_until_it_ends(tmp_path: Path) -> None:
-    Journal(tmp_path).begin(RECORD)
-    assert Journal(tmp_path).unfinished() == [RECORD]
-    Journal(tmp_path).end("r1")
-    Journal(tmp_path).end("r1")
-    assert Journal(tmp_path).unfinished() == []
+    journal = Journal(tmp_path)
+    journal.begin(RECORD)
+    assert (dead(tmp_path), Journal(tmp_path).alive()) == ([], {"r1"})
+    journal.abandon("r1")
+    assert (dead(tmp_path), Journal(tmp_path).alive()) == ([RECORD], set())
+    journal.end("r1")
+    journal.end("r1")
+    assert dead(tmp_path) == []
+
+
+def test_a_run_that_ended_is_neither_alive_nor_dead(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.begin(RECORD)
+    journal.end("r1")
+    assert (dead(tmp_path), journal.alive()) == ([], set())
+
+
+def test_a_dead_run_is_cleared_by_one_alone(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.begin(RECORD)
+    journal.abandon("r1")
+    with journal.dead() as records:
+        assert records == [RECORD]
+        assert dead(tmp_path) == []
+        journal.end("r1")
+    assert dead(tmp_path) == []
 
 
 def test_a_record_cut_short_was_never_begun(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     (tmp_path / "runs" / "r0.tmp").write_text('{"run": "r0", "gro')
-    assert journal.unfinished() == []
+    assert dead(tmp_path) == []
+    assert journal.alive() == set()
 
 
-def test_a_damaged_record_is_one_sentence(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    (tmp_path / "runs" / "r0.json").write_text('{"run": "r0", "gro')
+@pytest.mark.parametrize("text", ['{"run": "r0", "gro', "[]", '{"run": "r0"}'])
+def test_a_damaged_record_is_one_sentence(tmp_path: Path, text: str) -> None:
+    Journal(tmp_path)
+    (tmp_path / "runs" / "r0.json").write_text(text)
     with pytest.raises(ConfigurationError, match="runs"):
-        journal.unfinished()
+        dead(tmp_path)
 
 
-def test_a_second_run_is_refused_while_one_is_alive(tmp_path: Path) -> None:
-    with (
-        Journal(tmp_path).exclusive(),
-        pytest.raises(RunConflictError),
-        Journal(tmp_path).exclusive(),
-    ):
-        raise AssertionError("both hold the site")
-    with Journal(tmp_path).exclusive():
-        pass
-
-
-def test_a_killed_run_holds_nothing(tmp_path: Path) -> None:
+def test_a_killed_run_is_dead_and_holds_nothing(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from atoll.service.journal import Journal\n"
-        "with Journal(Path(sys.argv[1])).exclusive():\n"
+        "import sys, time; from pathlib import Path\n"
+        "from atoll.service.journal import Journal, RunRecord\n"
+        "journal = Journal(Path(sys.argv[1]))\n"
+        "journal.begin(RunRecord('r1', ('u1', 'u2'), ('r1', 'r1-1')))\n"
+        "with journal.holding(['gold'], 1.0):\n"
         "    print('held', flush=True); time.sleep(600)\n"
     )
     holder = subprocess.Popen(
@@ -57,9 +78,38 @@ def test_a_killed_run_holds_nothing(tmp_path: Path) -> None:
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(RunConflictError), Journal(tmp_path).exclusive():
-        raise AssertionError("both hold the site")
+    journal = Journal(tmp_path)
+    assert journal.alive() == {"r1"}
+    with pytest.raises(RunConflictError, match="gold"), journal.holding(["gold"], 0.0):
+        raise AssertionError("both hold the guests")
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    with Journal(tmp_path).exclusive():
-        pass
+    assert dead(tmp_path) == [RECORD]
+    with (
+        journal.holding(["gold"], 0.0),
+        pytest.raises(RunConflictError),
+        Journal(tmp_path).holding(["silver", "gold"], 0.0),
+    ):
+        raise AssertionError("both hold the guests")
+
+
+def test_holds_of_other_groups_do_not_wait_and_tidying_waits_for_all(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def tidy() -> None:
+        with Journal(tmp_path).tidying():
+            order.append("tidied")
+
+    with Journal(tmp_path).holding(["gold"], 0.0), Journal(tmp_path).holding(["silver"], 0.0):
+        tidying = threading.Thread(target=tidy)
+        tidying.start()
+        tidying.join(0.3)
+        order.append("held")
+    tidying.join()
+    assert order == ["held", "tidied"]
+    with (
+        Journal(tmp_path).tidying(),
+        pytest.raises(RunConflictError, match="tidied"),
+        Journal(tmp_path).holding(["gold"], 0.0),
+    ):
+        raise AssertionError("a guest is held while somebody tidies")

@@ -10,6 +10,7 @@ from atoll.model.errors import AgentUnavailableError
 from atoll.model.inventory import Inventory, LeftOutVm, VirtualMachine
 from atoll.model.points import RestorePoint
 from atoll.model.storage import GroupSnapshot, LunGroup
+from atoll.model.vmware import LeftoverSnapshot
 from atoll.service.journal import Journal, RunRecord
 from atoll.service.pins import Pins
 from atoll.service.retire import (
@@ -35,7 +36,6 @@ class Storage:
     """The calls cleaning up makes."""
 
     names: dict[str, set[str]]
-    clones: set[str] = field(default_factory=set)
     over: list[str] = field(default_factory=list)
 
     def expire_snapshots(self) -> list[str]:
@@ -51,11 +51,7 @@ class Storage:
         self.names.get(group, set()).discard(name)
 
     def groups(self) -> list[LunGroup]:
-        clones = [LunGroup(name, (), "prod@x") for name in sorted(self.clones)]
-        return [LunGroup("prod", ()), *clones]
-
-    def delete_clone(self, clone: str) -> None:
-        self.clones.discard(clone)
+        return [LunGroup("prod", ())]
 
     def reconcile(self) -> list[str]:
         return []
@@ -70,6 +66,25 @@ class Guest:
             raise AgentUnavailableError("away")
         self.thawed.append(run)
         return Thawed(run, False, "the lease ended", None, 0.0)
+
+
+class VmwareSnapshots:
+    """The calls that clearing what runs left makes."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def leftovers(self) -> tuple[LeftoverSnapshot, ...]:
+        return tuple(LeftoverSnapshot(f"uuid-{name}", name, name, 0.0) for name in self.names)
+
+    def remove(self, instance_uuid: str, name: str, deadline_seconds: float) -> None:
+        self.names.remove(name)
+
+
+def begin(journal: Journal, *vms: str) -> None:
+    """A run r2 that died."""
+    journal.begin(RunRecord("r2", vms, ("r2", "r2-1")))
+    journal.abandon("r2")
 
 
 def test_each_vms_newest_point_keeps_its_snapshot() -> None:
@@ -103,35 +118,63 @@ def test_what_somebody_reads_stays_until_they_are_done(tmp_path: Path) -> None:
     assert storage.names["prod"] == set()
 
 
-def test_a_dead_runs_snapshot_clone_and_hold_are_cleared(tmp_path: Path) -> None:
+def test_a_dead_runs_snapshot_and_hold_are_cleared(tmp_path: Path) -> None:
     journal, guest = Journal(tmp_path), Guest()
-    journal.begin(RunRecord("r2", ("a", "gone"), ("r2", "r2-1")))
-    storage = Storage({"prod": {"atoll-1-r1", "atoll-1-r2"}}, {"atoll-1-r2-clone", "mine"})
+    begin(journal, "a", "gone")
+    storage = Storage({"prod": {"atoll-1-r1", "atoll-1-r2"}})
     done = clean_up(
-        storage, journal, {"a": guest}, "atoll-1-", [point("a", "r1", 1)], Pins(tmp_path), None
+        storage,
+        journal,
+        {"a": guest},
+        "atoll-1-",
+        lambda: [point("a", "r1", 1)],
+        Pins(tmp_path),
+        None,
     )
     assert storage.names["prod"] == {"atoll-1-r1"}
-    assert storage.clones == {"mine"}
     assert guest.thawed == ["r2", "r2-1"]
-    assert journal.unfinished() == []
+    assert not list((tmp_path / "runs").iterdir())
     assert any("r2" in line for line in done)
 
 
 def test_a_run_that_died_after_its_commit_keeps_its_snapshot(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.begin(RunRecord("r2", ("a",), ("r2", "r2-1")))
+    begin(journal, "a")
     storage = Storage({"prod": {"atoll-1-r2"}})
-    clean_up(storage, journal, {}, "atoll-1-", [point("a", "r2", 2)], Pins(tmp_path), None)
+    clean_up(storage, journal, {}, "atoll-1-", lambda: [point("a", "r2", 2)], Pins(tmp_path), None)
+    assert storage.names["prod"] == {"atoll-1-r2"}
+
+
+def test_a_dead_runs_vmware_snapshot_is_removed_and_a_live_ones_stays(tmp_path: Path) -> None:
+    journal, vmware = Journal(tmp_path), VmwareSnapshots(["atoll-r1", "atoll-r2", "atoll-r2-1"])
+    begin(journal, "a")
+    journal.begin(RunRecord("r1", ("b",), ("r1",)))
+    clean_up(Storage({}), Journal(tmp_path), {}, "atoll-1-", list, Pins(tmp_path), vmware)
+    assert vmware.names == ["atoll-r1"]
+
+
+def test_a_live_run_is_left_alone(tmp_path: Path) -> None:
+    journal, guest = Journal(tmp_path), Guest()
+    journal.begin(RunRecord("r2", ("a",), ("r2",)))
+    storage = Storage({"prod": {"atoll-1-r2"}})
+    with Pins(tmp_path).reading([("prod", "atoll-1-r2")]):
+        assert (
+            clean_up(
+                storage, Journal(tmp_path), {"a": guest}, "atoll-1-", list, Pins(tmp_path), None
+            )
+            == []
+        )
+    assert (guest.thawed, journal.alive()) == ([], {"r2"})
     assert storage.names["prod"] == {"atoll-1-r2"}
 
 
 def test_a_guest_that_does_not_answer_does_not_stop_the_cleaning(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.begin(RunRecord("r2", ("a",), ("r2", "r2-1")))
+    begin(journal, "a")
     storage = Storage({"prod": {"atoll-1-r2"}})
     done = clean_up(
-        storage, journal, {"a": Guest(answers=False)}, "atoll-1-", [], Pins(tmp_path), None
+        storage, journal, {"a": Guest(answers=False)}, "atoll-1-", list, Pins(tmp_path), None
     )
     assert storage.names["prod"] == set()
     assert any("did not answer" in line for line in done)
-    assert journal.unfinished() == []
+    assert not list((tmp_path / "runs").iterdir())

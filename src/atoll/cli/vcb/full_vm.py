@@ -5,6 +5,7 @@ number, 0, the unit, and the name of the VMDK.
 """
 
 import os
+from functools import partial
 from pathlib import Path
 
 from atoll.cli.output import moment
@@ -37,7 +38,9 @@ def export(site: Site, vm: VirtualMachine, options: ExportOptions, console: Cons
         disks = chosen_disks(source, options.left_out)
         configuration = _write_configuration(source, options.directory, console)
         for disk in disks:
-            _write_disk(disk, options.directory, options.form, console)
+            datastore = disk.path.partition("]")[0].lstrip("[")
+            with site.slots().copying(None, datastore, partial(_waits, disk, console)):
+                _write_disk(disk, options.directory, options.form, console)
         names = {address(disk): (f"{_stem(disk)}.vmdk", disk.path) for disk in disks}
         origin = Origin.of(source)
         place.finish(
@@ -88,6 +91,10 @@ def _write_configuration(vm: ServedVm, directory: Path, console: Console) -> tup
             WARNING,
         )
     return tuple(sorted(found))
+
+
+def _waits(disk: ServedDisk, console: Console, why: str) -> None:
+    console.log(f"{disk.path} {why}")
 
 
 def _write_disk(disk: ServedDisk, directory: Path, form: VmdkForm, console: Console) -> None:
