@@ -45,6 +45,11 @@ def refresh(
     done.retired = [name for name in done.retired if name != run.name]
     presented = island.present(run)
     known = {placeholder.vm: placeholder for placeholder in placeholders.all()}
+    # First: a new VM may have the name of one that is gone.
+    for placeholder in known.values():
+        if placeholder.vm not in alive and not placeholder.in_use:
+            placeholders.remove(placeholder)
+            done.removed.append(placeholder.name)
 
     def show(vm: CertifiedVm) -> Placeholder | str:
         hardware = alive.get(vm.instance_uuid)
@@ -61,11 +66,7 @@ def refresh(
                 done.shown.append(outcome)
             else:
                 done.kept.append(outcome)
-    for uuid, placeholder in known.items():
-        if uuid in alive or placeholder.in_use:
-            continue
-        placeholders.remove(placeholder)
-        done.removed.append(placeholder.name)
+    placeholders.remove_empty_folders()
     _retire_unseen(island, placeholders, done)
     return done
 

@@ -5,14 +5,17 @@ refresh points it to the disks of the newest snapshot; its own files lie on a da
 island. Source: vSphere Web Services API, VirtualMachineConfigSpec.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from pyVmomi import vim
 
 from atoll.model.errors import UnknownVmError, VCenterOperationError
 from atoll.vsphere.collector import Row, read_all, read_objects
+from atoll.vsphere.folders import FolderTree, bound, child, is_empty, read_one
 from atoll.vsphere.inventory import names_of
 from atoll.vsphere.placeholders import MANAGER
 from atoll.vsphere.session import Session
@@ -25,6 +28,8 @@ PRIVILEGES = (
     "System.View",
     "Datastore.Browse",
     "Datastore.FileManagement",
+    "Folder.Create",
+    "Folder.Delete",
     "VirtualMachine.Config.AddExistingDisk",
     "VirtualMachine.Config.AddRemoveDevice",
     "VirtualMachine.Config.AdvancedConfig",
@@ -57,6 +62,7 @@ _PATHS = (
     "snapshot",
 )
 _SOURCE_PATHS = (
+    "parent",
     "config.instanceUuid",
     "config.guestId",
     "config.firmware",
@@ -65,15 +71,14 @@ _SOURCE_PATHS = (
     "config.hardware.device",
 )
 
-_T = TypeVar("_T")
-
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
     """A placeholder. `vm` is the instance UUID of its production VM, `run` whose disks it shows.
 
     `disks` are paths, `[datastore] folder/x.vmdk`, by device key. `in_use` while it has a VMware
-    snapshot, which is how backup software says that it reads it.
+    snapshot, which is how backup software says that it reads it. `folder` is the id of the one it
+    lies in.
     """
 
     moref: str
@@ -82,17 +87,23 @@ class Placeholder:
     run: str
     disks: Mapping[int, str]
     in_use: bool
+    folder: str
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What a production VM is made of, as vSphere tells it; for `put` alone to understand."""
+    """What a production VM is made of, as vSphere tells it; for `put` alone to understand.
+
+    `folders` lead to it, outermost first; that of another datacenter than the island's begins
+    with the datacenter.
+    """
 
     cpus: int
     memory_mb: int
     guest_id: str
     firmware: str
     devices: tuple[Any, ...]
+    folders: tuple[str, ...]
 
 
 class Placeholders:
@@ -107,6 +118,8 @@ class Placeholders:
         self._host = host
         self._home = home
         self._folder = folder
+        self._folders: dict[tuple[str, ...], str] = {}
+        self._making_folders = threading.Lock()
 
     def prepare(self) -> None:
         """Make the folder, and see that nobody at all may power on what is in it."""
@@ -129,9 +142,11 @@ class Placeholders:
         wanted = set(instance_uuids)
 
         def read(content: Any) -> Mapping[str, Hardware]:
+            tree = FolderTree.read(content, pages)
+            home = self._datacenter(content)
             rows = read_all(content, {vim.VirtualMachine: _SOURCE_PATHS}, pages)
             return {
-                str(row.get("config.instanceUuid")): _hardware(row)
+                str(row.get("config.instanceUuid")): _hardware(row, tree, home._moId)
                 for row in rows
                 if row.get("config.instanceUuid") in wanted
             }
@@ -147,7 +162,7 @@ class Placeholders:
         disks: Mapping[int, tuple[str, int]],
         known: Placeholder | None,
     ) -> Placeholder:
-        """Make the VM's placeholder, or let the known one follow: name, hardware, disks of the run.
+        """Make the VM's placeholder, or let the known one follow: name, folder, hardware, disks.
 
         `disks` are (path of the VMDK, bytes) by the device key in production. Network cards are
         there and not connected. VCenterOperationError while somebody reads the known one.
@@ -158,19 +173,31 @@ class Placeholders:
                 f"Placeholder {known.name} has a VMware snapshot, so a backup job still reads it; it "
                 "follows at the next refresh."
             )
-        if known is None:
-            spec = _new(vm, name, run, hardware, disks, self._home)
-            task = self._session.call(what, lambda content: self._create(content, spec))
-            moref = str(self._await(task, what)._moId)
-        else:
-            moref, current = known.moref, known.disks
-            task = self._session.call(
-                what,
-                lambda content: _reconfigure(
-                    content, moref, vm, name, run, hardware, disks, current
-                ),
-            )
-            self._await(task, what)
+        folder = self._session.call(
+            what, lambda content: self._folder_of(content, hardware.folders)
+        )
+        spare = f"{name} ({vm[:8]})"
+        if known is not None and known.folder != folder:
+            # Under a name that nobody there has; the right one follows below.
+            self._run(what, lambda content: _rename(content, known, spare))
+            self._run(what, lambda content: _move(content, known, folder))
+
+        def make(name: str) -> str:
+            if known is None:
+                spec = _new(vm, name, run, hardware, disks, self._home)
+                made = self._run(what, lambda content: self._create(content, folder, spec))
+                return str(made._moId)
+            spec = _changed(vm, name, run, hardware, disks, known.disks)
+            self._run(what, lambda content: _vm(content, known.moref).ReconfigVM_Task(spec))
+            return known.moref
+
+        try:
+            moref = make(name)
+        except VCenterOperationError as error:
+            if not isinstance(error.__cause__, vim.fault.DuplicateName):
+                raise
+            # Until the next refresh: VMs swapped names, or one was put there by hand.
+            moref = make(spare)
 
         def read(content: Any) -> Placeholder | None:
             rows = read_objects(content, vim.VirtualMachine, [moref], _PATHS, 1)
@@ -185,26 +212,41 @@ class Placeholders:
         """Take its disks away, so that their volumes can go; their files stay as they are."""
         if not placeholder.disks:
             return
-        what = f"take the disks from placeholder {placeholder.name}"
         spec = vim.vm.ConfigSpec(
             deviceChange=[_removal(key) for key in placeholder.disks],
             extraConfig=_marks(placeholder.vm, ""),
         )
-
-        def begin(content: Any) -> Any:
-            return _vm(content, placeholder.moref).ReconfigVM_Task(spec)
-
-        self._await(self._session.call(what, begin), what)
+        self._run(
+            f"take the disks from placeholder {placeholder.name}",
+            lambda content: _vm(content, placeholder.moref).ReconfigVM_Task(spec),
+        )
 
     def remove(self, placeholder: Placeholder) -> None:
         """Delete it with its own files; its disks are taken away before. Gone is success."""
         self.empty(placeholder)
-        what = f"remove placeholder {placeholder.name}"
+        self._run(
+            f"remove placeholder {placeholder.name}",
+            lambda content: _vm(content, placeholder.moref).Destroy_Task(),
+        )
 
-        def begin(content: Any) -> Any:
-            return _vm(content, placeholder.moref).Destroy_Task()
+    def remove_empty_folders(self) -> None:
+        """Take away the folders below ours that nothing is in any more."""
+        self._folders.clear()
+        pages = self._session.page_objects
 
-        self._await(self._session.call(what, begin), what)
+        def below(content: Any) -> list[str]:
+            _, ours = self._place(content)
+            return [] if ours is None else FolderTree.read(content, pages).below(ours._moId)
+
+        what = "take away an empty folder of placeholders"
+        for moref in self._session.call(what, below):
+            task = self._session.call(what, partial(_remove_if_empty, moref=moref))
+            if task is not None:
+                self._await(task, what)
+
+    def _run(self, what: str, begin: Callable[[Any], Any]) -> Any:
+        """Begin a task and wait for its result."""
+        return self._await(self._session.call(what, begin), what)
 
     def _await(self, task: Any, what: str) -> Any:
         return self._session.call(what, lambda content: await_task(content, task, what, _SECONDS))
@@ -237,41 +279,48 @@ class Placeholders:
             ],
         )
 
-    def _create(self, content: Any, spec: Any) -> Any:
-        _, folder = self._place(content)
-        if folder is None:
-            raise VCenterOperationError(
-                f"The folder {self._folder} of the placeholders is gone; refresh once more."
-            )
+    def _create(self, content: Any, folder: str, spec: Any) -> Any:
         host = self._host_ref(content)
-        parent = _read(content, host, ("parent",))["parent"]
-        pool = _read(content, parent, ("resourcePool",))["resourcePool"]
-        return folder.CreateVM_Task(spec, pool, host)
+        parent = read_one(content, host, ("parent",))["parent"]
+        pool = read_one(content, parent, ("resourcePool",))["resourcePool"]
+        return bound(content, vim.Folder, folder).CreateVM_Task(spec, pool, host)
+
+    def _folder_of(self, content: Any, path: tuple[str, ...]) -> str:
+        """The id of the folder for placeholders of VMs there, made with all above it if need be."""
+        with self._making_folders:
+            if path in self._folders:
+                return self._folders[path]
+            _, folder = self._place(content)
+            if folder is None:
+                raise VCenterOperationError(
+                    f"The folder {self._folder} of the placeholders is gone; refresh once more."
+                )
+            for name in path:
+                folder = child(content, folder, name) or folder.CreateFolder(name)
+            self._folders[path] = str(folder._moId)
+            return self._folders[path]
 
     def _place(self, content: Any) -> tuple[Any, Any | None]:
         """The VM folder of the host's datacenter, and ours in it if there is one."""
+        vms = read_one(content, self._datacenter(content), ("vmFolder",))["vmFolder"]
+        return vms, child(content, vms, self._folder)
+
+    def _datacenter(self, content: Any) -> Any:
         at = self._host_ref(content)
         while not isinstance(at, vim.Datacenter):
-            at = _read(content, at, ("parent",)).get("parent")
+            at = read_one(content, at, ("parent",)).get("parent")
             if at is None:
                 raise VCenterOperationError(
                     f"Host {self._host} is in no datacenter that this user may see."
                 )
-        vms = _read(content, at, ("vmFolder",))["vmFolder"]
-        children = _read(content, vms, ("childEntity",)).get("childEntity") or ()
-        for child in children:
-            if not isinstance(child, vim.Folder):
-                continue
-            if _read(content, child, ("name",)).get("name") == self._folder:
-                return vms, child
-        return vms, None
+        return at
 
     def _host_ref(self, content: Any) -> Any:
         rows = read_all(content, {vim.HostSystem: ("name",)}, self._session.page_objects)
         names = names_of({row.moref: str(row.get("name", "")) for row in rows})
         for row in rows:
             if names[row.moref] == self._host:
-                return _bound(content, vim.HostSystem, row.moref)
+                return bound(content, vim.HostSystem, row.moref)
         raise VCenterOperationError(
             f"vCenter manages no host called {self._host}; it knows "
             f"{', '.join(sorted(names.values())) or 'none'}."
@@ -294,16 +343,18 @@ def _placeholder(row: Row) -> Placeholder | None:
             if isinstance(device, vim.vm.device.VirtualDisk)
         },
         in_use=row.get("snapshot") is not None,
+        folder=row.get("parent")._moId if row.get("parent") is not None else "",
     )
 
 
-def _hardware(row: Row) -> Hardware:
+def _hardware(row: Row, tree: FolderTree, home: str) -> Hardware:
     return Hardware(
         cpus=int(row.get("config.hardware.numCPU", 1)),
         memory_mb=int(row.get("config.hardware.memoryMB", 1024)),
         guest_id=str(row.get("config.guestId") or ""),
         firmware=str(row.get("config.firmware") or ""),
         devices=tuple(row.get("config.hardware.device") or ()),
+        folders=tree.path(row.get("parent"), home),
     )
 
 
@@ -329,9 +380,7 @@ def _new(
     return spec
 
 
-def _reconfigure(
-    content: Any,
-    moref: str,
+def _changed(
     vm: str,
     name: str,
     run: str,
@@ -341,7 +390,7 @@ def _reconfigure(
 ) -> Any:
     spec = _common(vm, name, run, hardware)
     spec.deviceChange = [*(_removal(key) for key in current), *_attached(hardware, disks)]
-    return _vm(content, moref).ReconfigVM_Task(spec)
+    return spec
 
 
 def _common(vm: str, name: str, run: str, hardware: Hardware) -> Any:
@@ -421,7 +470,7 @@ def _unplugged(card: Any) -> Any:
 def _role(content: Any) -> int:
     """The number of our role, made or brought up to date."""
     manager = content.authorizationManager
-    for role in _read(content, manager, ("roleList",)).get("roleList") or ():
+    for role in read_one(content, manager, ("roleList",)).get("roleList") or ():
         if role.name == ROLE:
             if set(role.privilege) != set(PRIVILEGES):
                 manager.UpdateAuthorizationRole(role.roleId, ROLE, list(PRIVILEGES))
@@ -429,14 +478,22 @@ def _role(content: Any) -> int:
     return int(manager.AddAuthorizationRole(ROLE, list(PRIVILEGES)))
 
 
-def _read(content: Any, managed: Any, paths: tuple[str, ...]) -> Mapping[str, Any]:
-    (row,) = read_objects(content, type(managed), [managed._moId], paths, 1)
-    return row.values
+def _remove_if_empty(content: Any, moref: str) -> Any | None:
+    folder = bound(content, vim.Folder, moref)
+    if not is_empty(content, folder):
+        return None
+    # Not `Destroy`: it would delete what somebody puts there at this moment.
+    return folder.UnregisterAndDestroy_Task()
+
+
+def _rename(content: Any, known: Placeholder, name: str) -> Any:
+    return _vm(content, known.moref).ReconfigVM_Task(vim.vm.ConfigSpec(name=name))
+
+
+def _move(content: Any, known: Placeholder, folder: str) -> Any:
+    vm = _vm(content, known.moref)
+    return bound(content, vim.Folder, folder).MoveIntoFolder_Task([vm])
 
 
 def _vm(content: Any, moref: str) -> Any:
-    return _bound(content, vim.VirtualMachine, moref)
-
-
-def _bound(content: Any, kind: Callable[..., _T], moref: str) -> _T:
-    return kind(moref, content.rootFolder._stub)
+    return bound(content, vim.VirtualMachine, moref)

@@ -141,3 +141,68 @@ def test_removing_takes_the_disks_away_first(site, vcenter, island, stock):
 
 def test_a_vm_that_is_gone_has_no_hardware(island):
     assert list(island.hardware([DB1_UUID, "no-such-vm"])) == [DB1_UUID]
+
+
+def folders_of(stock, moref):
+    """The folders that a VM lies in below the datacenter's own, outermost first."""
+    at, names = machine(stock, moref).parent, []
+    while at.parent.__class__ is vim.Folder:
+        names.insert(0, at.name)
+        at = at.parent
+    return names
+
+
+def production(stock, uuid):
+    (found,) = [vm for vm in site_vms(stock) if vm.config.instanceUuid == uuid]
+    return found
+
+
+def move(stock, uuid, *path):
+    """Put a production VM into folders, which are made."""
+    folder = stock.RetrieveContent().rootFolder.childEntity[0].vmFolder
+    for name in path:
+        known = [each for each in folder.childEntity if each.name == name]
+        folder = known[0] if known else folder.CreateFolder(name)
+    WaitForTask(folder.MoveIntoFolder_Task([production(stock, uuid)]))
+
+
+def test_it_lies_in_the_folders_of_its_vm_and_moves_with_it(site, island, stock):
+    move(stock, DB1_UUID, "Sales", "EMEA")
+    made = put(island, RUN1)
+    assert folders_of(stock, made.moref) == ["Atoll", "Sales", "EMEA"]
+    other = put(island, RUN1, name="app1", uuid=APP1_UUID, count=1)
+    assert folders_of(stock, other.moref) == ["Atoll"]
+
+    move(stock, DB1_UUID, "Finance")
+    moved = put(island, RUN2, made)
+    island.remove_empty_folders()
+
+    assert (moved.moref, moved.name) == (made.moref, "db1")
+    assert folders_of(stock, moved.moref) == ["Atoll", "Finance"]
+    ours = machine(stock, other.moref).parent
+    assert sorted(each.name for each in ours.childEntity) == ["Finance", "app1"]
+
+
+def test_two_of_one_name_in_two_folders_keep_it(site, island, stock):
+    move(stock, APP1_UUID, "Test")
+    first = put(island, RUN1)
+    second = put(island, RUN1, name="db1", uuid=APP1_UUID, count=1)
+    assert (first.name, second.name) == ("db1", "db1")
+    assert folders_of(stock, second.moref) == ["Atoll", "Test"]
+
+
+def test_swapped_names_are_right_at_the_second_refresh(site, island, stock):
+    db1 = put(island, RUN1)
+    app1 = put(island, RUN1, name="app1", uuid=APP1_UUID, count=1)
+
+    def follow():
+        known = {one.vm: one for one in island.all()}
+        return (
+            put(island, RUN2, known[DB1_UUID], name="app1"),
+            put(island, RUN2, known[APP1_UUID], name="db1", uuid=APP1_UUID, count=1),
+        )
+
+    first = follow()
+    assert [one.name for one in first] == [f"app1 ({DB1_UUID[:8]})", "db1"]
+    second = follow()
+    assert [(one.moref, one.name) for one in second] == [(db1.moref, "app1"), (app1.moref, "db1")]

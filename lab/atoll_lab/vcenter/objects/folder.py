@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pyVmomi import vim, vmodl
 
 from atoll_lab.vcenter.objects.base import Call, Managed, answers, exposes
-from atoll_lab.vcenter.objects.vm_configuration import configure
+from atoll_lab.vcenter.objects.vm_configuration import configure, refuse_duplicate
 from atoll_lab.vcenter.state import FolderState, VmState
 
 if TYPE_CHECKING:
@@ -66,6 +66,20 @@ class Folder(Managed):
             state = FolderState(self.site.new_id("group-v"), name, self.moid)
             return self.site.add_folder(state).ref
 
+    @answers("MoveIntoFolder_Task")
+    def move_into(self, call: Call, list: Any) -> Any:
+        """Put VMs into this folder; DuplicateName."""
+
+        def work() -> None:
+            with self.site.change():
+                for ref in list:
+                    vm = self.site.vm(ref._moId)
+                    if vm.state.folder != self.moid:
+                        refuse_duplicate(self.site, self.moid, vm.state.name)
+                        vm.state.folder = self.moid
+
+        return self.site.tasks.start(self, "MoveIntoFolder_Task", call.session.user or "", work)
+
     @answers("CreateVM_Task")
     def create_vm(self, call: Call, config: Any, pool: Any, host: Any = None) -> Any:
         """A new VM; its directory is made where `files.vmPathName` says."""
@@ -73,6 +87,7 @@ class Folder(Managed):
         def work() -> Any:
             site = self.site
             with site.change():
+                refuse_duplicate(site, self.moid, config.name)
                 chosen = host._moId if host is not None else self._first_host(pool)
                 store, _, inside = str(config.files.vmPathName).partition("] ")
                 found = [d for d in site.datastores() if d.state.name == store.removeprefix("[")]
@@ -108,14 +123,21 @@ class Folder(Managed):
     @answers("Destroy_Task")
     def destroy(self, call: Call) -> Any:
         """Delete the folder, which the simulator does for empty ones alone."""
+        return self._remove(call, "Destroy_Task")
 
+    @answers("UnregisterAndDestroy_Task")
+    def unregister_and_destroy(self, call: Call) -> Any:
+        """The same: of a folder that is not empty its VMs would be unregistered."""
+        return self._remove(call, "UnregisterAndDestroy_Task")
+
+    def _remove(self, call: Call, method: str) -> Any:
         def work() -> None:
             with self.site.change():
                 if self._content():
                     raise vim.fault.InvalidState(msg=f"{self._name} is not empty")
                 self.site.remove_folder(self.moid)
 
-        return self.site.tasks.start(self, "Destroy_Task", call.session.user or "", work)
+        return self.site.tasks.start(self, method, call.session.user or "", work)
 
     @answers("RegisterVM_Task")
     def register_vm(

@@ -20,7 +20,9 @@ _UNITS = 16
 
 def configure(site: "Site", state: VmState, spec: Any) -> None:
     """Apply a spec. Call inside `change` on a copy: a fault may come half-way."""
-    state.name = spec.name or state.name
+    if spec.name and spec.name != state.name:
+        refuse_duplicate(site, state.folder, spec.name)
+        state.name = spec.name
     state.cpus = spec.numCPUs or state.cpus
     state.memory_mb = spec.memoryMB or state.memory_mb
     state.guest_id = spec.guestId or state.guest_id
@@ -41,6 +43,15 @@ def configure(site: "Site", state: VmState, spec: Any) -> None:
             _disk(site, state, change)
         elif isinstance(device, vim.vm.device.VirtualEthernetCard):
             _nic(state, change)
+
+
+def refuse_duplicate(site: "Site", folder: str, name: str) -> None:
+    """DuplicateName when a folder has a VM or folder of that name."""
+    for other in site.content_of(folder):
+        if other.display_name == name:
+            raise vim.fault.DuplicateName(
+                msg=f"The name '{name}' already exists.", name=name, object=other.ref
+            )
 
 
 def _disk(site: "Site", state: VmState, change: Any) -> None:
