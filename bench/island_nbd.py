@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def nbd_figures() -> list[Figure]:
-    """All figures; `nbd_read_ratio` is NBD over the reader itself, both from the warm page cache."""
+    """All figures; `nbd_read_ratio` is NBD over the plain file, both by `nbdcopy` from the disk."""
     with tempfile.TemporaryDirectory(prefix="atoll-bench-", dir="/var/tmp") as name:
         directory = Path(name)
         disk = directory / "disk.img"
@@ -90,7 +90,7 @@ def _from_memory(disk: Path, directory: Path) -> list[Figure]:
         figure("nbd_qemu_nbd_read", qemus, "MiB/s"),
         figure("nbd_bare_socket", bare, "MiB/s"),
         figure("nbd_read", ours, "MiB/s"),
-        _ratio("nbd_read_ratio", ours, direct, "the reader itself"),
+        _ratio("nbd_memory_ratio", ours, direct, "the reader itself"),
         _ratio("nbd_plain_file_ratio", ours, plain, "nbdcopy of the file"),
         _ratio("nbd_bare_socket_ratio", ours, bare, "a bare socket"),
         _ratio("nbd_qemu_nbd_ratio", ours, qemus, "qemu-nbd"),
@@ -113,20 +113,28 @@ def _to_a_file(disk: Path, directory: Path) -> list[Figure]:
 
 
 def _cold(disk: Path, directory: Path) -> list[Figure]:
-    say("reading from the disk: the plain file, over NBD")
-    plain: list[float] = []
-    ours: list[float] = []
+    say("reading from the disk: the plain file, directly, over NBD, over NBD from qemu-nbd")
     reader = FileReader(disk)
-    with _served(reader, directory) as uri:
+    with _served(reader, directory) as uri, _qemu_nbd(disk, directory) as qemu_uri:
+        ways = {
+            "plain": partial(_copy, disk, "null:"),
+            "direct": partial(_read, reader),
+            "ours": partial(_copy, uri, "null:"),
+            "qemu": partial(_copy, qemu_uri, "null:"),
+        }
+        rates: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(ROUNDS):
-            for source, rates in ((disk, plain), (uri, ours)):
+            for way, work in ways.items():
                 _evict(disk)
-                rates.append(_rate(partial(_copy, source, "null:")))
+                rates[way].append(_rate(work))
     reader.close()
     return [
-        figure("nbd_cold_plain_file_read", plain, "MiB/s"),
-        figure("nbd_cold_read", ours, "MiB/s"),
-        _ratio("nbd_cold_ratio", ours, plain, "nbdcopy of the file"),
+        figure("nbd_disk_plain_file_read", rates["plain"], "MiB/s"),
+        figure("nbd_disk_direct_read", rates["direct"], "MiB/s"),
+        figure("nbd_disk_read", rates["ours"], "MiB/s"),
+        _ratio("nbd_read_ratio", rates["ours"], rates["plain"], "nbdcopy of the file"),
+        _ratio("nbd_disk_direct_ratio", rates["ours"], rates["direct"], "the reader itself"),
+        _ratio("nbd_disk_qemu_nbd_ratio", rates["ours"], rates["qemu"], "qemu-nbd"),
     ]
 
 

@@ -1,5 +1,7 @@
 """Two VMs with disks on real VMFS volumes behind real iSCSI, a simulated vCenter, and the island."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from atoll.blocks.readers import MappedReader
@@ -115,23 +117,26 @@ class Farm:
         """A VMDK's content, from the LUN that the island has mounted, over iSCSI."""
         store, _, inside = path.partition("] ")
         (naa,) = self.vcenter.inventory().datastore(store.removeprefix("[")).extents
-        for shown in self.engine.presentations():
-            lun = next(
-                lun
-                for group in self.engine.groups()
-                for lun in group.luns
-                if (group.name, lun.name) == (shown.group, shown.lun)
-            )
-            if lun.naa == naa:
-                assert shown.initiators == (ISLAND.iqn,)
-                reader = IscsiReader(shown.portals, ISLAND.iqn)
-                try:
-                    (volume,) = open_volumes({"lun": reader})
-                    disk = MappedReader(volume.disk_map("/" + inside), {"lun": reader})
-                    return disk.read(0, disk.size_bytes)
-                finally:
-                    reader.close()
-        raise AssertionError(f"{path} is on no LUN that is presented")
+        with self.read_lun(naa) as reader:
+            (volume,) = open_volumes({"lun": reader})
+            disk = MappedReader(volume.disk_map("/" + inside), {"lun": reader})
+            return disk.read(0, disk.size_bytes)
+
+    @contextmanager
+    def read_lun(self, naa: str) -> Iterator[IscsiReader]:
+        """A LUN over iSCSI, as the island's host reads it; nobody else may."""
+        names = {
+            lun.naa: (group.name, lun.name) for group in self.engine.groups() for lun in group.luns
+        }
+        (shown,) = [
+            each for each in self.engine.presentations() if (each.group, each.lun) == names.get(naa)
+        ]
+        assert shown.initiators == (ISLAND.iqn,)
+        reader = IscsiReader(shown.portals, ISLAND.iqn)
+        try:
+            yield reader
+        finally:
+            reader.close()
 
     def portals(self) -> tuple[str, ...]:
         """Where the island looks for LUNs."""

@@ -44,6 +44,8 @@ class FileReader:
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self._size = os.lseek(self._fd, 0, os.SEEK_END)
+            # Who reads a disk mostly reads all of it: twice the kernel's usual way ahead.
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         except OSError as error:
             self.close()
             raise self._failed(error) from error

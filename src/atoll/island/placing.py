@@ -110,15 +110,8 @@ def _show(
     hardware: Hardware,
     known: Placeholder | None,
 ) -> Placeholder:
-    disks = {
-        disk.key: (_moved(disk.path, presented.datastore_of(disk)), disk.size_bytes)
-        for disk in vm.disks
-    }
+    disks = {disk.key: presented.shown(disk) for disk in vm.disks}
     return placeholders.put(vm.instance_uuid, vm.name, presented.run, hardware, disks, known)
-
-
-def _moved(path: str, datastore: str) -> str:
-    return f"[{datastore}] {path.partition('] ')[2]}"
 
 
 def _retire_unseen(island: Island, placeholders: Placeholders, done: Refreshed) -> None:

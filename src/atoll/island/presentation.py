@@ -14,6 +14,7 @@ from atoll.model.inventory import Host
 from atoll.model.storage import LunGroup
 from atoll.storage.interface import StorageEngine
 from atoll.vsphere.island_volumes import IslandVolumes, MountedVolume
+from atoll.vsphere.placeholder_vms import ShownDisk
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +33,21 @@ class PresentedRun:
     clones: Mapping[str, LunGroup]
     volumes: Sequence[MountedVolume]
 
-    def datastore_of(self, disk: CertifiedDisk) -> str:
-        """The island's datastore that a production disk lies on; a raw LUN lies on none."""
-        if disk.raw_lun:
+    def shown(self, disk: CertifiedDisk) -> ShownDisk:
+        """Where the island has a production disk. UnsupportedFormatError where it cannot have it."""
+        naas = {lun.name: lun.naa for lun in self.clones[disk.group].luns}
+        if disk.raw_lun and disk.vmfs_uuid:
             raise UnsupportedFormatError(
-                f"{disk.path} is a raw device mapping, which no placeholder shows; read the VM over "
-                "NBD or from its restore point."
+                f"{disk.path} is a raw device mapping with VMware snapshots, which no placeholder "
+                "shows; read the VM over NBD or from its restore point."
             )
-        clone = self.clones[disk.group]
-        naas = {lun.name: lun.naa for lun in clone.luns}
+        if disk.raw_lun:
+            return ShownDisk(disk.size_bytes, naa=naas[disk.raw_lun])
         wanted = tuple(naas[lun] for lun in disk.luns)
         for volume in self.volumes:
             if volume.naas == wanted:
-                return volume.datastore
+                inside = disk.path.partition("] ")[2]
+                return ShownDisk(disk.size_bytes, path=f"[{volume.datastore}] {inside}")
         raise UnsupportedFormatError(
             f"The island has mounted no volume of LUN {', '.join(disk.luns)} of run {self.run}, on "
             f"which {disk.path} lay; rescan the island's host in vCenter and refresh once more."
@@ -128,23 +131,31 @@ class Island:
             (clone, lun)
             for group, clone in clones.items()
             for lun in clone.luns
-            if lun.name in _with_volumes(run, group)
+            if lun.name in _used(run, group)
         ]
         shown = [
             self._engine.present(clone.name, lun.name, [self._host.iqn]) for clone, lun in luns
         ]
         naas = [lun.naa for _, lun in luns]
+        # Of raw device mappings guests write every byte: no volume is ever taken from there.
+        raw = {
+            lun.naa
+            for group, clone in clones.items()
+            for lun in clone.luns
+            if lun.name in _raw(run, group)
+        }
+        with_volumes = [naa for naa in naas if naa not in raw]
         self._volumes.discover({(p.address, p.port) for each in shown for p in each.portals})
         self._volumes.rescan()
         self._refuse_strays(run.name, clones, naas)
-        for copy in self._volumes.copies(naas):
+        for copy in self._volumes.copies(with_volumes):
             if copy.obstacle:
                 raise UnsupportedFormatError(
                     f"The copy of datastore {copy.label} of run {run.name} cannot be mounted: "
                     f"{copy.obstacle}; put all its LUNs into one group."
                 )
             self._volumes.take_in(copy)
-        return PresentedRun(run.name, clones, self._volumes.volumes(naas))
+        return PresentedRun(run.name, clones, self._volumes.volumes(with_volumes))
 
     def retire(self, run: str) -> None:
         """Take a run off the island: unmount, detach, withdraw, forget, delete. Absent is success.
@@ -169,7 +180,7 @@ class Island:
         shown = self.presented()
         has = {name: sum(len(c.luns) for c in clones.values()) for name, clones in shown.items()}
         has.pop(run.name, None)
-        needs = sum(len(_with_volumes(run, snapshot.group)) for snapshot in run.snapshots)
+        needs = sum(len(_used(run, snapshot.group)) for snapshot in run.snapshots)
         if sum(has.values()) + needs > self._most_luns:
             raise StorageConflictError(
                 f"Run {run.name} needs {needs} LUNs on the island's host {self._host.name}, which may "
@@ -206,19 +217,16 @@ class Island:
         )
 
 
-def _with_volumes(run: CapturedRun, group: str) -> set[str]:
-    """The LUNs of a group that the run's VMFS volumes lie on.
+def _used(run: CapturedRun, group: str) -> set[str]:
+    """The LUNs of a group that disks of the run lie on."""
+    disks = [disk for vm in run.certificate.vms for disk in vm.disks if disk.group == group]
+    return {lun for disk in disks for lun in disk.luns} | _raw(run, group)
 
-    Not those of raw device mappings: guests write them, and the host must not take what they wrote
-    for a volume.
-    """
-    return {
-        lun
-        for vm in run.certificate.vms
-        for disk in vm.disks
-        if disk.group == group
-        for lun in disk.luns
-    }
+
+def _raw(run: CapturedRun, group: str) -> set[str]:
+    """Those that are raw device mappings."""
+    disks = [disk for vm in run.certificate.vms for disk in vm.disks if disk.group == group]
+    return {disk.raw_lun for disk in disks if disk.raw_lun}
 
 
 def _naas(clones: Collection[LunGroup]) -> list[str]:

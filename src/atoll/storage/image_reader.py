@@ -20,6 +20,8 @@ class ImageReader:
         with self._reading():
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self._size_bytes = os.fstat(self._descriptor).st_size
+            # Who reads a LUN mostly reads all of it: twice the kernel's usual way ahead.
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
     @property
     def size_bytes(self) -> int:

@@ -87,13 +87,16 @@ class IslandVolumes:
         self._configure_discovery(remove)
 
     def copies(self, naas: Collection[str]) -> list[VolumeCopy]:
-        """The copies that lie on these LUNs, as of the last rescan."""
+        """The copies that lie on these LUNs, as of the last rescan.
+
+        What claims on other LUNs to be part of one is passed over: a guest may have written it.
+        """
         found = self._call(
             f"list the volume copies on host {self._host}",
             lambda _, datastores: datastores.QueryUnresolvedVmfsVolumes(),
         )
-        copies = [_copy(volume) for volume in found or ()]
-        return [copy for copy in copies if set(copy.naas) <= set(naas)]
+        copies = [_copy(volume, naas) for volume in found or ()]
+        return [copy for copy in copies if copy.naas]
 
     def take_in(self, copy: VolumeCopy) -> None:
         """Give a copy a signature of its own and mount it; it cannot be undone."""
@@ -241,19 +244,21 @@ def _software_adapter(adapters: Any) -> Any | None:
     return None
 
 
-def _copy(volume: Any) -> VolumeCopy:
+def _copy(volume: Any, naas: Collection[str]) -> VolumeCopy:
     status = volume.resolveStatus
+    ours = [extent for extent in volume.extent if str(extent.device.diskName) in naas]
+    ordinals = {int(extent.ordinal) for extent in ours}
     obstacle = ""
-    if status.incompleteExtents:
+    if status.incompleteExtents or ordinals != {int(extent.ordinal) for extent in volume.extent}:
         obstacle = "some of its extents are missing"
-    elif status.multipleCopies:
+    elif len(ordinals) < len(ours):
         obstacle = "there are several copies of one of its extents"
-    elif not status.resolvable:
+    elif not status.resolvable and not status.multipleCopies:
         obstacle = "the host says that it cannot be resolved"
     return VolumeCopy(
         label=str(volume.vmfsLabel),
-        naas=tuple(str(extent.device.diskName) for extent in volume.extent),
-        device_paths=tuple(str(extent.devicePath) for extent in volume.extent),
+        naas=tuple(str(extent.device.diskName) for extent in ours),
+        device_paths=tuple(str(extent.devicePath) for extent in ours),
         obstacle=obstacle,
     )
 

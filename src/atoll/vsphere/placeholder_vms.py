@@ -91,6 +91,15 @@ class Placeholder:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownDisk:
+    """What a placeholder's disk stands on: a VMDK, `[datastore] path`, or the LUN `naa` by itself."""
+
+    size_bytes: int
+    path: str = ""
+    naa: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Hardware:
     """What a production VM is made of, as vSphere tells it; for `put` alone to understand.
 
@@ -159,13 +168,14 @@ class Placeholders:
         name: str,
         run: str,
         hardware: Hardware,
-        disks: Mapping[int, tuple[str, int]],
+        disks: Mapping[int, ShownDisk],
         known: Placeholder | None,
     ) -> Placeholder:
         """Make the VM's placeholder, or let the known one follow: name, folder, hardware, disks.
 
-        `disks` are (path of the VMDK, bytes) by the device key in production. Network cards are
-        there and not connected. VCenterOperationError while somebody reads the known one.
+        `disks` are by the device key in production; one on a LUN by itself becomes a raw device
+        mapping. Network cards are there and not connected. VCenterOperationError while somebody
+        reads the known one.
         """
         what = f"make the placeholder of VM {name}"
         if known is not None and known.in_use:
@@ -187,7 +197,11 @@ class Placeholders:
                 spec = _new(vm, name, run, hardware, disks, self._home)
                 made = self._run(what, lambda content: self._create(content, folder, spec))
                 return str(made._moId)
-            spec = _changed(vm, name, run, hardware, disks, known.disks)
+            spec = _common(vm, name, run, hardware)
+            spec.deviceChange = [
+                *self._removals(known),
+                *_attached(hardware, disks, _own_files(vm, self._home)),
+            ]
             self._run(what, lambda content: _vm(content, known.moref).ReconfigVM_Task(spec))
             return known.moref
 
@@ -213,7 +227,7 @@ class Placeholders:
         if not placeholder.disks:
             return
         spec = vim.vm.ConfigSpec(
-            deviceChange=[_removal(key) for key in placeholder.disks],
+            deviceChange=list(self._removals(placeholder)),
             extraConfig=_marks(placeholder.vm, ""),
         )
         self._run(
@@ -228,6 +242,16 @@ class Placeholders:
             f"remove placeholder {placeholder.name}",
             lambda content: _vm(content, placeholder.moref).Destroy_Task(),
         )
+
+    def _removals(self, placeholder: Placeholder) -> Iterator[Any]:
+        """Take its disks away; of the files only mappings, which are its own, are deleted."""
+        own = _own_files(placeholder.vm, self._home)
+        for key, path in placeholder.disks.items():
+            yield vim.vm.device.VirtualDeviceSpec(
+                operation="remove",
+                fileOperation="destroy" if path.startswith(own) else None,
+                device=vim.vm.device.VirtualDisk(key=key, capacityInKB=0),
+            )
 
     def remove_empty_folders(self) -> None:
         """Take away the folders below ours that nothing is in any more."""
@@ -363,34 +387,27 @@ def _new(
     name: str,
     run: str,
     hardware: Hardware,
-    disks: Mapping[int, tuple[str, int]],
+    disks: Mapping[int, ShownDisk],
     home: str,
 ) -> Any:
+    own = _own_files(vm, home)
     spec = _common(vm, name, run, hardware)
     spec.guestId = hardware.guest_id or None
-    spec.files = vim.vm.FileInfo(vmPathName=f"[{home}] atoll-{vm}/atoll-{vm}.vmx")
+    spec.files = vim.vm.FileInfo(vmPathName=f"{own}atoll-{vm}.vmx")
     spec.managedBy = vim.ext.ManagedByInfo(extensionKey=MANAGER, type="placeholder")
     if hardware.firmware:
         spec.firmware = hardware.firmware
     spec.deviceChange = [
         *(_addition(device) for device in hardware.devices if _is_controller(device)),
         *(_addition(_unplugged(device)) for device in hardware.devices if _is_card(device)),
-        *_attached(hardware, disks),
+        *_attached(hardware, disks, own),
     ]
     return spec
 
 
-def _changed(
-    vm: str,
-    name: str,
-    run: str,
-    hardware: Hardware,
-    disks: Mapping[int, tuple[str, int]],
-    current: Mapping[int, str],
-) -> Any:
-    spec = _common(vm, name, run, hardware)
-    spec.deviceChange = [*(_removal(key) for key in current), *_attached(hardware, disks)]
-    return spec
+def _own_files(vm: str, home: str) -> str:
+    """How the paths of a placeholder's own files begin."""
+    return f"[{home}] atoll-{vm}/"
 
 
 def _common(vm: str, name: str, run: str, hardware: Hardware) -> Any:
@@ -410,35 +427,44 @@ def _marks(vm: str, run: str) -> list[Any]:
     ]
 
 
-def _attached(hardware: Hardware, disks: Mapping[int, tuple[str, int]]) -> Iterator[Any]:
-    """Disks at the controllers and units they have in production, over the snapshot's files."""
+def _attached(hardware: Hardware, disks: Mapping[int, ShownDisk], own: str) -> Iterator[Any]:
+    """Disks at the controllers and units they have in production, over what the snapshot holds."""
     for device in hardware.devices:
         if not isinstance(device, vim.vm.device.VirtualDisk) or device.key not in disks:
             continue
-        path, size = disks[device.key]
-        yield _addition(
+        shown = disks[device.key]
+        addition = _addition(
             vim.vm.device.VirtualDisk(
                 key=device.key,
                 controllerKey=device.controllerKey,
                 unitNumber=device.unitNumber,
-                capacityInKB=size >> 10,
-                capacityInBytes=size,
-                backing=vim.vm.device.VirtualDisk.FlatVer2BackingInfo(
-                    fileName=path, diskMode="persistent"
-                ),
+                capacityInKB=shown.size_bytes >> 10,
+                capacityInBytes=shown.size_bytes,
+                backing=_backing(shown, f"{own}disk-{device.key}.vmdk"),
             )
         )
+        if shown.naa:
+            addition.fileOperation = "create"
+        yield addition
+
+
+def _backing(shown: ShownDisk, mapping: str) -> Any:
+    if not shown.naa:
+        return vim.vm.device.VirtualDisk.FlatVer2BackingInfo(
+            fileName=shown.path, diskMode="persistent"
+        )
+    # Virtual, whatever production has: backup software reads a VMware snapshot, which a physical
+    # mapping is left out of.
+    return vim.vm.device.VirtualDisk.RawDiskMappingVer1BackingInfo(
+        fileName=mapping,
+        deviceName=f"/vmfs/devices/disks/{shown.naa}",
+        compatibilityMode="virtualMode",
+        diskMode="persistent",
+    )
 
 
 def _addition(device: Any) -> Any:
     return vim.vm.device.VirtualDeviceSpec(operation="add", device=device)
-
-
-def _removal(key: int) -> Any:
-    # Without a file operation: the files belong to the snapshot's copy.
-    return vim.vm.device.VirtualDeviceSpec(
-        operation="remove", device=vim.vm.device.VirtualDisk(key=key, capacityInKB=0)
-    )
 
 
 def _is_controller(device: Any) -> bool:

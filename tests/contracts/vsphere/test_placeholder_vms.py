@@ -6,7 +6,7 @@ from pyVmomi import vim
 
 from atoll.model.errors import VCenterOperationError
 from atoll.vsphere.client import VCenter
-from atoll.vsphere.placeholder_vms import Placeholders
+from atoll.vsphere.placeholder_vms import Placeholders, ShownDisk
 from vsphere_site import APP1_UUID, DB1_UUID, ESX1, ISLAND, MIB, SimulatedSite
 
 HOME = "island1-local"
@@ -20,9 +20,11 @@ def island(site: SimulatedSite, vcenter: VCenter) -> Placeholders:
     return placeholders
 
 
-def disks(run: str, count: int = 2) -> dict[int, tuple[str, int]]:
+def disks(run: str, count: int = 2) -> dict[int, ShownDisk]:
     """What a run's copies hold; the island's own datastore stands for them."""
-    return {2000 + n: (f"[{HOME}] {run}/db1_{n}.vmdk", 512 * MIB) for n in range(count)}
+    return {
+        2000 + n: ShownDisk(512 * MIB, path=f"[{HOME}] {run}/db1_{n}.vmdk") for n in range(count)
+    }
 
 
 def put(island, run, known=None, count=2, name="db1", uuid=DB1_UUID):
@@ -37,7 +39,7 @@ def machine(stock, moref):
 def test_a_placeholder_keeps_its_id_and_follows(site, vcenter, island, stock):
     first = put(island, RUN1)
     assert (first.name, first.vm, first.run, first.in_use) == ("db1", DB1_UUID, RUN1, False)
-    assert first.disks == {key: path for key, (path, _) in disks(RUN1).items()}
+    assert first.disks == {key: disk.path for key, disk in disks(RUN1).items()}
 
     again = put(island, RUN2, first, count=1, name="db1-renamed")
 

@@ -15,7 +15,8 @@ from atoll.island.placing import clear, refresh
 from atoll.island.presentation import island_host
 from atoll.island.runs import find_run
 from atoll.model.errors import ConfigurationError, StorageConflictError
-from island_farm import ESX1, ISLAND, UUIDS, content_of
+from atoll_lab.pool import image
+from island_farm import ESX1, ISLAND, MIB, UUIDS, content_of
 
 pytestmark = pytest.mark.needs_root
 
@@ -106,6 +107,57 @@ def test_placeholders_follow_renamed_and_removed_vms(farm, stock):
     assert farm.shown() == {"db1": ("r1", ALL["db1"])}, "as it was called in that run"
 
 
+def test_a_raw_lun_is_shown_as_a_mapping_and_never_taken_for_a_volume(farm, stock, simulator):
+    lun = farm.engine.create_lun("prod", "raw1", 32 * MIB)
+    for portal in farm.engine.present("prod", "raw1", [ESX1.iqn]).portals:
+        simulator.control.add_portal(ESX1.name, f"{portal.address}:{portal.port}")
+    farm.vcenter.rescan(ESX1.name)
+    # The guest wrote there what looks like a VMFS volume.
+    with image(farm.pool, "prod", "lun1").open("rb") as volume:
+        content = volume.read(32 * MIB)
+    image(farm.pool, "prod", "raw1").write_bytes(content)
+    app1 = stock.content.searchIndex.FindByUuid(None, UUIDS["app1"], True, True)
+    backing = vim.vm.device.VirtualDisk.RawDiskMappingVer1BackingInfo(
+        fileName="[lun2] app1/raw.vmdk",
+        deviceName=f"/vmfs/devices/disks/{lun.naa}",
+        compatibilityMode="physicalMode",
+        diskMode="independent_persistent",
+    )
+    disk = vim.vm.device.VirtualDisk(
+        controllerKey=1000, unitNumber=1, capacityInKB=32 << 10, backing=backing
+    )
+    change = vim.vm.device.VirtualDeviceSpec(operation="add", fileOperation="create", device=disk)
+    WaitForTask(app1.ReconfigVM_Task(vim.vm.ConfigSpec(deviceChange=[change])))
+
+    for run in ("r1", "r2"):
+        done = farm.refresh(farm.run(run))
+        assert done.kept == []
+        app1 = next(one for one in farm.placeholders.all() if one.name == "app1")
+        assert app1.run == run
+        machine = vim.VirtualMachine(app1.moref, stock._stub)
+        (mapping,) = [
+            device.backing
+            for device in machine.config.hardware.device
+            if isinstance(
+                getattr(device, "backing", None),
+                vim.vm.device.VirtualDisk.RawDiskMappingVer1BackingInfo,
+            )
+        ]
+        assert mapping.compatibilityMode == "virtualMode"
+        (naa,) = [
+            each.canonicalName
+            for each in machine.runtime.host.config.storageDevice.scsiLun
+            if each.uuid == mapping.lunUuid
+        ]
+        assert naa != lun.naa, "production's own is none of the island's business"
+        with farm.read_lun(naa) as reader:
+            assert reader.read(0, reader.size_bytes) == content
+        assert [len(each) for each in farm.trace()] == [1, 3, 2], "two volumes on three LUNs"
+
+    clear(farm.island, farm.placeholders, None)
+    assert farm.trace() == NOTHING
+
+
 def test_a_host_that_sees_what_it_must_not_ends_it(farm):
     run = farm.run("r1")
     present = farm.engine.present
@@ -141,7 +193,7 @@ class Cut(BaseException):
 
 STEPS = (
     *("present", "rescan", "seen_by", "copies", "take_in", "volumes", "put", "let_go", "withdraw"),
-    *("forget", "delete_clone"),
+    *("forget", "delete_clone", "remove_empty_folders"),
 )
 QUICK = {("take_in", True), ("put", False), ("withdraw", True)}
 CUTS = [

@@ -286,12 +286,12 @@ def _unresolved(extents: list[tuple[LunState, VolumeState]]) -> Any:
                 devicePath=f"/vmfs/devices/disks/{naa}:1",
                 vmfsUuid=head.uuid,
                 isHeadExtent=volume.ordinal == 0,
-                ordinal=number,
+                ordinal=volume.ordinal,
                 startBlock=0,
                 endBlock=volume.size_bytes >> 20,
                 reason="diskIdMismatch",
             )
-            for number, (naa, (_, volume)) in enumerate(zip(naas, extents, strict=True))
+            for naa, (_, volume) in zip(naas, extents, strict=True)
         ],
         vmfsLabel=head.label,
         vmfsUuid=head.uuid,

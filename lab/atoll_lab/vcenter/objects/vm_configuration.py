@@ -57,10 +57,12 @@ def refuse_duplicate(site: "Site", folder: str, name: str) -> None:
 def _disk(site: "Site", state: VmState, change: Any) -> None:
     device = change.device
     if change.operation == "remove":
-        kept = [disk for disk in state.disks if disk.key != device.key]
-        if len(kept) == len(state.disks):
+        gone = [disk for disk in state.disks if disk.key == device.key]
+        if not gone:
             raise _no_device(device.key)
-        state.disks = kept
+        if change.fileOperation is not None and gone[0].kind != "rdm":
+            raise vmodl.fault.NotSupported(msg="The simulator deletes no disks")
+        state.disks = [disk for disk in state.disks if disk.key != device.key]
         return
     store, _, inside = str(device.backing.fileName).partition("] ")
     found = [each for each in site.datastores() if each.state.name == store.removeprefix("[")]
@@ -69,8 +71,10 @@ def _disk(site: "Site", state: VmState, change: Any) -> None:
             msg=f"Invalid datastore path '{device.backing.fileName}'.",
             datastorePath=device.backing.fileName,
         )
-    if change.fileOperation is not None:
-        raise vmodl.fault.NotSupported(msg="The simulator makes and deletes no disks")
+    raw = isinstance(device.backing, vim.vm.device.VirtualDisk.RawDiskMappingVer1BackingInfo)
+    if (change.fileOperation is not None) != raw:
+        raise vmodl.fault.NotSupported(msg="The simulator makes mappings and no other disks")
+    lun = _seen(site, state.host, device.backing.deviceName) if raw else ""
     key = _DISK_KEY + _UNITS * (device.controllerKey - SCSI_KEY) + device.unitNumber
     if any(disk.key == key for disk in state.disks):
         raise vim.fault.InvalidDeviceSpec(msg="The unit number is taken", deviceIndex=0)
@@ -83,9 +87,21 @@ def _disk(site: "Site", state: VmState, change: Any) -> None:
             size_bytes=device.capacityInBytes or device.capacityInKB << 10,
             datastore=found[0].moid,
             mode=device.backing.diskMode or "persistent",
+            kind="rdm" if raw else "flat",
+            compatibility=device.backing.compatibilityMode if raw else "physicalMode",
+            lun=lun,
         )
     )
     state.disks.sort(key=lambda disk: disk.key)
+
+
+def _seen(site: "Site", host: str, device_name: str) -> str:
+    """The LUN that a host has at `/vmfs/devices/disks/naa.…`; InvalidDeviceBacking."""
+    name = str(device_name).rpartition("/")[2]
+    for lun in site.host(host).state.luns:
+        if lun.naa == name:
+            return name
+    raise vim.fault.InvalidDeviceBacking(msg=f"The host has no device {device_name}", deviceIndex=0)
 
 
 def _nic(state: VmState, change: Any) -> None:
