@@ -8,7 +8,8 @@ from atoll.island.presentation import Island, PresentedRun
 from atoll.island.runs import CapturedRun
 from atoll.model.certificate import CertifiedVm
 from atoll.model.errors import AtollError
-from atoll.vsphere.placeholder_vms import Hardware, Placeholder, Placeholders
+from atoll.vsphere.placeholder_specs import Hardware, Placeholder
+from atoll.vsphere.placeholder_vms import Placeholders
 
 # vCenter works on that many tasks of one host at a time by default.
 AT_ONCE = 8

@@ -14,7 +14,7 @@ from atoll.model.inventory import Host
 from atoll.model.storage import LunGroup
 from atoll.storage.interface import StorageEngine
 from atoll.vsphere.island_volumes import IslandVolumes, MountedVolume
-from atoll.vsphere.placeholder_vms import ShownDisk
+from atoll.vsphere.placeholder_specs import ShownDisk
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from atoll.model.errors import AtollError, ConfigurationError
 from atoll.service.filelocks import locked
 from atoll.service.island_history import Event, IslandHistory, events
 from atoll.service.site import Site
-from atoll.vsphere.placeholder_vms import Placeholder, Placeholders
+from atoll.vsphere.placeholder_specs import Placeholder
+from atoll.vsphere.placeholder_vms import Placeholders
 
 _PATIENCE_SECONDS = 900.0
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from atoll.vsphere.placeholder_vms import Placeholder
+from atoll.vsphere.placeholder_specs import Placeholder
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ def events(before: Sequence[Placeholder], after: Sequence[Placeholder]) -> Itera
             yield Event(at, "made", vm, now.name, now.moref, now.run)
         elif was.name != now.name:
             yield Event(at, "renamed", vm, now.name, now.moref, now.run, was.name)
+        elif was.folder != now.folder:
+            yield Event(at, "moved", vm, now.name, now.moref, now.run)
         elif was.disks and not now.disks:
             yield Event(at, "emptied", vm, now.name, now.moref, was.run)
         elif was.disks and len(was.disks) != len(now.disks):

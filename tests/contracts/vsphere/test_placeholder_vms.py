@@ -6,7 +6,8 @@ from pyVmomi import vim
 
 from atoll.model.errors import VCenterOperationError
 from atoll.vsphere.client import VCenter
-from atoll.vsphere.placeholder_vms import Placeholders, ShownDisk
+from atoll.vsphere.placeholder_specs import ShownDisk
+from atoll.vsphere.placeholder_vms import Placeholders
 from vsphere_site import APP1_UUID, DB1_UUID, ESX1, ISLAND, MIB, SimulatedSite
 
 HOME = "island1-local"

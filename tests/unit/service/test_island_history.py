@@ -3,12 +3,14 @@
 from pathlib import Path
 
 from atoll.service.island_history import Event, IslandHistory, events
-from atoll.vsphere.placeholder_vms import Placeholder
+from atoll.vsphere.placeholder_specs import Placeholder
 
 
-def shown(vm: str, name: str, run: str, disks: int = 1, moref: str = "vm-1") -> Placeholder:
+def shown(
+    vm: str, name: str, run: str, disks: int = 1, moref: str = "vm-1", folder: str = "group-v1"
+) -> Placeholder:
     paths = {2000 + number: f"[ds-{run}] {number}.vmdk" for number in range(disks)}
-    return Placeholder(moref, name, vm, run, paths, in_use=False)
+    return Placeholder(moref, name, vm, run, paths, in_use=False, folder=folder)
 
 
 def told(before: list[Placeholder], after: list[Placeholder]) -> list[tuple[str, str, str, str]]:
@@ -27,6 +29,9 @@ def test_each_change_is_called_by_what_it_is() -> None:
     assert told(before, before) == []
     assert told([shown("u1", "db1", "r1")], [shown("u1", "db1-new", "r2")]) == [
         ("renamed", "db1-new", "r2", "db1")
+    ]
+    assert told([shown("u1", "db1", "r1")], [shown("u1", "db1", "r2", folder="group-v2")]) == [
+        ("moved", "db1", "r2", "")
     ]
     assert told([shown("u1", "db1", "r1")], [shown("u1", "db1", "", 0)]) == [
         ("emptied", "db1", "r1", "")
