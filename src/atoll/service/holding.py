@@ -25,9 +25,6 @@ from atoll.service.retire import clean_up, own_prefix
 from atoll.service.site import Site
 from atoll.storage.interface import StorageEngine
 
-_PATIENCE_SECONDS = 900.0
-"""For other runs to let go of the same guests; a hold by VMware snapshots may take minutes."""
-
 _UNDO_SECONDS = 60.0
 """For the storage to delete the snapshots of a run that failed; else the next start does."""
 
@@ -70,7 +67,7 @@ class PreparedRun:
         groups = self.plan.groups
         self._pinned.enter_context(self.pins.reading([(group, snapshot) for group in groups]))
         progress.stage("", "turn")
-        with self.journal.holding(groups, _PATIENCE_SECONDS):
+        with self.journal.holding(groups):
             held = capture(self.plan, snapshot, self.means, self.policy, progress)
         self._following.close()
         words = certificate(self.plan, held.proofs)

@@ -18,6 +18,9 @@ from pathlib import Path
 from atoll.model.errors import ConfigurationError
 from atoll.service.filelocks import lock_file, locked
 
+PATIENCE_SECONDS = 900.0
+"""For other runs to let go of the same guests; a hold by VMware snapshots may take minutes."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
@@ -98,16 +101,23 @@ class Journal:
             yield records
 
     @contextmanager
-    def tidying(self) -> Iterator[None]:
+    def tidying(self, patience_seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
         """Wait until nobody tidies and nobody is held, and keep both from beginning.
 
         What takes the storage's locks must not make a guest wait that is held.
+        RunConflictError when that takes longer than `patience_seconds`.
         """
-        with locked(self._directory / "lock", fcntl.LOCK_EX, "The site is still being tidied."):
+        said = (
+            "Another run has been holding guests or tidying the site for too long; look at what "
+            "the atoll processes of this machine wait for."
+        )
+        with locked(self._directory / "lock", fcntl.LOCK_EX, said, patience_seconds):
             yield
 
     @contextmanager
-    def holding(self, groups: Sequence[str], patience_seconds: float) -> Iterator[None]:
+    def holding(
+        self, groups: Sequence[str], patience_seconds: float = PATIENCE_SECONDS
+    ) -> Iterator[None]:
         """Wait until no other run holds guests of these LUN groups, and until nobody tidies.
 
         RunConflictError when that takes longer than `patience_seconds`.

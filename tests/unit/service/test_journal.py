@@ -105,6 +105,8 @@ def test_holds_of_other_groups_do_not_wait_and_tidying_waits_for_all(tmp_path: P
         tidying.start()
         tidying.join(0.3)
         order.append("held")
+        with pytest.raises(RunConflictError, match="too long"), Journal(tmp_path).tidying(0.0):
+            raise AssertionError("somebody tidies while a guest is held")
     tidying.join()
     assert order == ["held", "tidied"]
     with (
