@@ -1,7 +1,6 @@
 """`atoll export`: the disks of a point or a run over NBD, for as long as the command runs."""
 
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from atoll.cli.output import as_json, err, out, size, table
 from atoll.model.errors import AtollError, ConfigurationError, RepositoryDamagedError
 from atoll.nbd.exports import Export, ReadFailure
 from atoll.nbd.listening import DEFAULT_PORT, Address, TcpAddress, TlsFiles, UnixAddress
+from atoll.nbd.passing import passing_socket
 from atoll.nbd.server import NbdServer
 from atoll.service.exporting import vm_exports
 from atoll.service.serving import serving
@@ -84,8 +84,8 @@ def serve(exports: Sequence[Export], place: Address | None, *, json: bool) -> No
     A range that could not be read is told at once and makes the command fail in
     the end, with what failed first.
     """
-    with tempfile.TemporaryDirectory(prefix="atoll-nbd-") as directory:
-        place = place or UnixAddress(Path(directory, "nbd.sock"))
+    with passing_socket() as path:
+        place = place or UnixAddress(path)
         with NbdServer(exports, place, on_failure=_tell) as server, suppress(KeyboardInterrupt):
             _announce(exports, server, json=json)
             while True:
@@ -108,6 +108,7 @@ def _announce(exports: Sequence[Export], server: NbdServer, *, json: bool) -> No
             [
                 {
                     "name": each.name,
+                    "key": each.key,
                     "description": each.description,
                     "size_bytes": each.reader.size_bytes,
                     "uri": server.uri(each.name),

@@ -19,7 +19,8 @@ MAX_FAILURES = 1000
 class Export:
     """A reader under a name.
 
-    `description` is for people. Besides `base:allocation`, clients can ask for
+    `description` is for people, `key` for whoever asks which disk of its VM it is: the device's;
+    clients are told nothing of it. Besides `base:allocation`, clients can ask for
     the `contexts` (`contexts.changed_contexts` makes those of an increment),
     whose maps are of the reader's size. The reader belongs to the caller and is
     closed by no server; it must stay open as long as one serves it. ValueError
@@ -30,6 +31,7 @@ class Export:
     reader: BlockReader
     description: str = ""
     contexts: tuple[Context, ...] = ()
+    key: int | None = None
 
     def __post_init__(self) -> None:
         texts = [self.name, self.description, *(context.name for context in self.contexts)]

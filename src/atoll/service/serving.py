@@ -42,6 +42,12 @@ def _opened(site: Site, reference: str, since: str | None) -> Iterator[tuple[Ser
     except UnknownPointError as error:
         yield _points(site, reference, since, error)
         return
+    if runs[-1].taken_at > runs[0].taken_at:
+        # What storage systems say then is not what has to be copied.
+        raise UnknownPointError(
+            f"Run {runs[-1].name} is newer than {reference}; name an older one to learn what changed"
+            " since."
+        )
     snapshots = [(taken.group, taken.name) for run in runs for taken in run.snapshots]
     # Found again under the pins: they may have been deleted meanwhile.
     with (

@@ -102,6 +102,7 @@ def test_all_disks_are_served_and_an_increment_is_exact(
     with exporting(place, "db1@r2", "--since", "db1@r1") as served:
         assert list(served) == ["db1/disk1", "db1/disk2"]
         first = served["db1/disk1"]
+        assert [each["key"] for each in served.values()] == [2000, 2001]
         assert first["description"] == "Hard disk 1 of db1@r2"
         assert first["size_bytes"] == SIZE
         assert first["contexts"][2] == "qemu:dirty-bitmap:r1"

@@ -26,10 +26,10 @@ class Runs:
 
     def find(self, engine: object, reference: str) -> Any:
         if reference == "latest" and self.names:
-            return SimpleNamespace(name=self.names[-1])
+            reference = self.names[-1]
         if reference not in self.names:
             raise UnknownPointError(f"the storage has no {reference}")
-        return SimpleNamespace(name=reference)
+        return SimpleNamespace(name=reference, taken_at=float(reference[0]))
 
 
 @pytest.fixture
@@ -91,6 +91,9 @@ def test_what_nobody_has_is_told_as_the_storage_tells_it(
 ) -> None:
     with pytest.raises(UnknownPointError, match="the storage has no 0-none"):
         serve(("2-new",), "2-new", "0-none")
+
+    with pytest.raises(UnknownPointError, match="Run 2-new is newer than 1-old"):
+        serve(("1-old", "2-new"), "1-old", "2-new")
 
     def no_repository() -> Repository:
         raise ConfigurationError("no section [repository]")
