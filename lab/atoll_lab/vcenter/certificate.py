@@ -19,11 +19,12 @@ _VALID = timedelta(days=3650)
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """Where certificate and key are; `thumbprint` is SHA-256 in hex with colons."""
+    """Where certificate and key are; `thumbprint` is SHA-256 in hex with colons, `sha1` SHA-1."""
 
     certificate_file: Path
     key_file: Path
     thumbprint: str
+    sha1: str
 
 
 def certificate_in(directory: Path) -> Certificate:
@@ -35,9 +36,10 @@ def certificate_in(directory: Path) -> Certificate:
         write_atomically(key_file, key_pem)
         write_atomically(certificate_file, certificate_pem, mode=0o644)
     der = ssl.PEM_cert_to_DER_cert(certificate_file.read_text())
-    digest = hashlib.sha256(der).hexdigest().upper()
-    thumbprint = ":".join(digest[at : at + 2] for at in range(0, len(digest), 2))
-    return Certificate(certificate_file, key_file, thumbprint)
+    thumbprint, sha1 = (
+        made(der).digest().hex(":").upper() for made in (hashlib.sha256, hashlib.sha1)
+    )
+    return Certificate(certificate_file, key_file, thumbprint, sha1)
 
 
 def _make() -> tuple[bytes, bytes]:

@@ -204,6 +204,18 @@ class Control:
         """How long tasks of a method take before they do their work."""
         self._ask("set_task_seconds", method=method, seconds=seconds)
 
+    def set_lease(self, seconds: float, direct: bool = False) -> None:
+        """How long leases of imports live from now on without a sign.
+
+        With `direct` their URLs name this server by address with its certificate's SHA-1, as
+        those of ESX hosts do, and not `*`.
+        """
+        self._ask("set_lease", seconds=seconds, direct=direct)
+
+    def imported_disk(self, vm: str, key: int) -> Path:
+        """The raw file with the content of an imported VM's disk; the VM by name or id."""
+        return Path(self._ask("imported_disk", vm=vm, key=key))
+
     def expire_sessions(self) -> int:
         """Let every session time out; how many there were."""
         return int(self._ask("expire_sessions"))

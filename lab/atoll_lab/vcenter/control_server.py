@@ -224,6 +224,17 @@ class Operations:
     def do_set_task_seconds(self, method: str, seconds: float) -> None:
         self._site.tasks.seconds[method] = seconds
 
+    def do_set_lease(self, seconds: float, direct: bool) -> None:
+        self._site.lease_seconds = seconds
+        self._site.lease_host = self._site.direct_host if direct else ("*", "")
+
+    def do_imported_disk(self, vm: str, key: int) -> str:
+        known = [each for each in self._site.vms() if vm in (each.moid, each.state.name)]
+        for disk in known[0].state.disks if known else ():
+            if disk.key == key and disk.image:
+                return str(self._site.disk_directory(known[0].moid) / disk.image)
+        raise ValueError(f"VM {vm} has no imported disk {key}")
+
     def do_expire_sessions(self) -> int:
         ended = self._site.sessions.expire_all()
         for session in ended:

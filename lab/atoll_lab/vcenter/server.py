@@ -5,13 +5,14 @@ import logging
 import socket
 import ssl
 import threading
+from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from pyVmomi import VmomiSupport, vim, vmodl
 
-from atoll_lab.vcenter import soap
+from atoll_lab.vcenter import nfc, soap
 from atoll_lab.vcenter.certificate import Certificate
 from atoll_lab.vcenter.faults import DroppedConnection
 from atoll_lab.vcenter.objects.base import Call
@@ -106,7 +107,13 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(404, b"", None)
 
+    def do_PUT(self) -> None:
+        self._take_disk()
+
     def do_POST(self) -> None:
+        if self.path.startswith(nfc.PREFIX):
+            self._take_disk()
+            return
         length = int(self.headers.get("Content-Length", "0"))
         if self.path.rstrip("/") != _SDK or not 0 < length <= _MAX_REQUEST_BYTES:
             self.close_connection = True
@@ -125,6 +132,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self._send(status, answer, session if fresh else None)
+
+    def _take_disk(self) -> None:
+        self.close_connection = True
+        try:
+            status, said = nfc.receive(self.server.site, self)
+        except DroppedConnection:
+            return
+        except vmodl.MethodFault as fault:  # its lease ended just now
+            status, said = HTTPStatus.GONE, str(fault.msg)
+        body = said.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def _cookie(self) -> str | None:
         try:

@@ -55,6 +55,7 @@ class Simulator:
             guests=guests,
         )
         self._sdk = SdkServer(self.site, certificate, ADDRESS, port or _last_port(directory))
+        self.site.direct_host = (f"{ADDRESS}:{self._sdk.port}", certificate.sha1)
         self._control = ControlServer(directory, self.site, self._stopping.set)
         self._sdk.start()
         self.endpoint = Endpoint(

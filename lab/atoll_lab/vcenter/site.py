@@ -1,6 +1,7 @@
 """The simulated site as a whole: state, objects, and the places where they meet."""
 
 import hashlib
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from atoll_lab.vcenter.objects.base import Managed
 from atoll_lab.vcenter.objects.datastore import Datastore
 from atoll_lab.vcenter.objects.folder import Folder
 from atoll_lab.vcenter.objects.host import HostSystem
+from atoll_lab.vcenter.objects.http_nfc_lease import HttpNfcLease
 from atoll_lab.vcenter.objects.layout import Layout, lay_out
 from atoll_lab.vcenter.objects.snapshot import Snapshot
 from atoll_lab.vcenter.objects.virtual_machine import VirtualMachine
@@ -37,6 +39,7 @@ PowerHook = Callable[[str, bool], None]
 """Told a VM's name and whether it goes on or off; raises when the guest would not."""
 
 _LOCAL_DISK_BYTES = 100 << 30
+_LEASE_SECONDS = 300.0
 _M = TypeVar("_M", bound=Managed)
 
 
@@ -59,6 +62,7 @@ class Site:
         `page_size` is how many objects one RetrievePropertiesEx answers at most,
         `update_limit` how many one WaitForUpdatesEx does.
         """
+        self._directory = directory
         self._file = directory / "state.json"
         self.fabric = fabric
         self.sessions = sessions
@@ -68,9 +72,17 @@ class Site:
         self.faults = Faults()
         self.tasks = Tasks(self.registry, self.faults)
         self._power_hook = power_hook
+        self.leases: dict[str, HttpNfcLease] = {}
+        """Those of imports by ticket."""
+        self.lease_seconds = _LEASE_SECONDS
+        self.lease_host = ("*", "")
+        """What URLs of leases have for a host, and the thumbprint beside it."""
+        self.direct_host = ("", "")
+        """The same of this server by its address."""
         self.guests: GuestHook = guests if guests is not None else NoGuests()
         loaded = load_state(self._file)
         self.state = first_state(hosts) if loaded is None else loaded
+        self._forget_half_imports()
         self.layout: Layout = lay_out(self)
         for host in self.state.hosts:
             self.layout.add_host(HostSystem(self, host))
@@ -88,6 +100,10 @@ class Site:
         with self.registry.changing():
             yield
             save_state(self._file, self.state)
+
+    def disk_directory(self, vm: str) -> Path:
+        """Where the disks of an imported VM, by id, are files."""
+        return self._directory / "disks" / vm
 
     def new_id(self, prefix: str) -> str:
         """A managed object id never used before."""
@@ -200,6 +216,12 @@ class Site:
         for snapshot in vm.state.snapshots:
             self.registry.remove(snapshot.moid)
         self.registry.remove(moid)
+
+    def _forget_half_imports(self) -> None:
+        """Leases end with the process, and their VMs with them."""
+        for vm in [vm for vm in self.state.vms if vm.importing]:
+            self.state.vms.remove(vm)
+            shutil.rmtree(self.disk_directory(vm.moid), ignore_errors=True)
 
     def _add_folder_object(self, state: FolderState) -> Folder:
         parent = self.folder(state.parent)

@@ -81,7 +81,9 @@ class DatastoreState:
 class DiskState:
     """A virtual disk; `datastore` is an id, `path` is inside it. `kind` is `flat` or `rdm`.
 
-    `lun` is the LUN (`naa.…`) of an `rdm`, which is in `compatibility` mode.
+    `lun` is the LUN (`naa.…`) of an `rdm`, which is in `compatibility` mode. An imported disk has
+    its `controller`, a device key, its `unit` there, and `image`, the name of the file with its
+    content in the VM's directory among the simulator's files.
     """
 
     key: int
@@ -94,6 +96,9 @@ class DiskState:
     sharing: str = "sharingNone"
     compatibility: str = "physicalMode"
     lun: str = ""
+    controller: int = 0
+    unit: int = 0
+    image: str = ""
 
     @property
     def left_out(self) -> bool:
@@ -111,6 +116,18 @@ class NicState:
     mac: str
     network: str
     start_connected: bool = True
+    kind: str = "VirtualVmxnet3"
+    address_type: str = "manual"
+
+
+@dataclass
+class ControllerState:
+    """A disk controller of an imported VM; `kind` is the name of its type in the API."""
+
+    key: int
+    kind: str
+    bus: int
+    sharing: str = "noSharing"
 
 
 @dataclass
@@ -131,12 +148,13 @@ class ToolsState:
 
     `running` is `guest.toolsRunningStatus`. A guest that does not `quiesce`
     gets a plain snapshot without a word, as with Tools that do not answer.
-    `guestinfo` is what it has set for vCenter to read.
+    `guestinfo` is what it has set for vCenter to read, `address` its IP address.
     """
 
     running: str = "guestToolsRunning"
     quiesces: bool = True
     guestinfo: dict[str, str] = field(default_factory=dict)
+    address: str = ""
 
 
 @dataclass
@@ -155,7 +173,11 @@ class DeltaState:
 
 @dataclass
 class VmState:
-    """A registered VM. `manager` is the extension key of `config.managedBy`, `folder` an id."""
+    """A registered VM. `manager` is the extension key of `config.managedBy`, `folder` an id.
+
+    Without `controllers` it has one paravirtual SCSI controller. `importing` while a lease is held:
+    such a VM is not there any more after a restart.
+    """
 
     moid: str
     name: str
@@ -184,6 +206,8 @@ class VmState:
     annotation: str = ""
     nics: list[NicState] = field(default_factory=list)
     extra: dict[str, str] = field(default_factory=dict)
+    controllers: list[ControllerState] = field(default_factory=list)
+    importing: bool = False
 
 
 @dataclass

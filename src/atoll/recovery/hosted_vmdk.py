@@ -7,23 +7,21 @@ Source: VMware, "Virtual Disk Format 5.0", sections "The Descriptor File" and
 import os
 import secrets
 import struct
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from atoll.model.errors import RepositoryDamagedError, RestoreTargetError
+from atoll.model.errors import RestoreTargetError
 from atoll.model.extents import Extent, merge
 from atoll.model.readers import BlockReader
+from atoll.recovery.ordered_reads import READERS, grains_with_data, read_ahead
 
 SECTOR = 512
 GRAIN_BYTES = 64 << 10
 SPLIT_SPARSE_SECTORS = 4192256
 SPLIT_FLAT_SECTORS = 4193792
 
-_PIECE_BYTES = 4 << 20
-_READERS = 4
 _ENTRIES = 512  # of a grain table
 _TABLE_SECTORS = _ENTRIES * 4 // SECTOR
 _GRAIN_SECTORS = GRAIN_BYTES // SECTOR
@@ -31,7 +29,6 @@ _DESCRIPTOR_SECTORS = 20
 _MAX_SPARSE_SECTORS = 0xFFFF0000  # a grain's place is a number of 32 bits
 _HEADER = struct.Struct("<4sIIQQQQIQQQB4sH")
 _NEWLINE_TEST, _REDUNDANT_TABLES = 1, 2
-_ZEROS = bytes(GRAIN_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +76,7 @@ def write_vmdk(
     )
     text = _descriptor(size, form.create_type, lines)
     holes = merge(reader.holes())
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         for name, extent in extents:
             with _Created(directory / name) as descriptor:
                 sink: _Flat | _Sparse
@@ -87,9 +84,10 @@ def write_vmdk(
                     sink = _Flat(descriptor, extent)
                 else:
                     sink = _Sparse(descriptor, extent, text if form.monolithic else b"")
-                for offset, content in _contents(reader, holes, extent, pool):
-                    sink.write(offset - extent.offset, content)
-                    progress(offset + len(content))
+                pieces = read_ahead(reader, holes, extent, GRAIN_BYTES, pool, lambda _, data: data)
+                for piece, content in pieces:
+                    sink.write(piece.offset - extent.offset, content)
+                    progress(piece.end)
                 sink.finish()
             progress(extent.end)
     if form.flat or not form.monolithic:
@@ -117,7 +115,7 @@ class _Flat:
         file.truncate(extent.length)
 
     def write(self, offset: int, content: bytes) -> None:
-        for at, grain in _grains(content):
+        for at, grain in grains_with_data(content, GRAIN_BYTES):
             self._file.write(grain, offset + at)
 
     def finish(self) -> None:
@@ -173,7 +171,7 @@ class _Sparse:
         file.truncate(overhead * SECTOR)
 
     def write(self, offset: int, content: bytes) -> None:
-        for at, grain in _grains(content):
+        for at, grain in grains_with_data(content, GRAIN_BYTES):
             table, entry = divmod((offset + at) // GRAIN_BYTES, _ENTRIES)
             if table != self._table:
                 self._flush()
@@ -220,68 +218,6 @@ class _Created:
         while view:
             written = os.pwrite(self._descriptor, view, offset)
             view, offset = view[written:], offset + written
-
-
-def _grains(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Offset and bytes of each 64 KiB that are not all zero; the last may be shorter."""
-    for at in range(0, len(content), GRAIN_BYTES):
-        grain = content[at : at + GRAIN_BYTES]
-        if grain != _ZEROS[: len(grain)]:
-            yield at, grain
-
-
-def _contents(
-    reader: BlockReader, holes: list[Extent], extent: Extent, pool: ThreadPoolExecutor
-) -> Iterator[tuple[int, bytes]]:
-    """Offset and bytes of what may not be zero, in order and in whole grains, read ahead."""
-    ahead: deque[tuple[Extent, Future[bytes]]] = deque()
-    try:
-        for piece in _pieces(holes, extent):
-            ahead.append((piece, pool.submit(reader.read, piece.offset, piece.length)))
-            if len(ahead) > _READERS:
-                yield _checked(*ahead.popleft(), reader)
-        while ahead:
-            yield _checked(*ahead.popleft(), reader)
-    finally:
-        for _, future in ahead:
-            future.cancel()
-
-
-def _checked(piece: Extent, future: Future[bytes], reader: BlockReader) -> tuple[int, bytes]:
-    content = future.result()
-    if len(content) != piece.length:
-        raise RepositoryDamagedError(
-            f"The disk ended at byte {piece.offset + len(content)} of {reader.size_bytes} while it "
-            "was exported; verify the repository."
-        )
-    return piece.offset, content
-
-
-def _pieces(holes: list[Extent], extent: Extent) -> Iterator[Extent]:
-    """The range outside the holes, begun and ended where a grain of the extent begins."""
-    at = extent.offset
-    for hole in holes:
-        begin = _aligned(hole.offset - extent.offset, up=True) + extent.offset
-        end = _aligned(min(hole.end, extent.end) - extent.offset, up=False) + extent.offset
-        if hole.end >= extent.end:
-            end = extent.end
-        if end <= at or begin >= end:
-            continue
-        yield from _cut(at, min(begin, extent.end))
-        at = end
-    yield from _cut(at, extent.end)
-
-
-def _aligned(offset: int, *, up: bool) -> int:
-    grains = -(-offset // GRAIN_BYTES) if up else offset // GRAIN_BYTES
-    return grains * GRAIN_BYTES
-
-
-def _cut(begin: int, end: int) -> Iterator[Extent]:
-    while begin < end:
-        length = min(_PIECE_BYTES, end - begin)
-        yield Extent(begin, length)
-        begin += length
 
 
 def _descriptor(size: int, create_type: str, extents: str) -> bytes:

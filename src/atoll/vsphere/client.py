@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from atoll.model.inventory import Inventory, Placement
+from atoll.vsphere.addresses import guest_addresses
 from atoll.vsphere.hosts import rescan
+from atoll.vsphere.import_vm import VmImports
 from atoll.vsphere.inventory import read_inventory
 from atoll.vsphere.island_volumes import IslandVolumes
 from atoll.vsphere.placeholder_vms import Placeholders
@@ -55,6 +57,13 @@ class VCenter:
             )
         self._placement.learn(reading)
         return reading.inventory
+
+    def guest_addresses(self) -> Mapping[str, str]:
+        """The primary IP address of each VM whose guest tells one, by moref."""
+        pages = self._session.page_objects
+        return self._session.call(
+            "read the guests' addresses", lambda content: guest_addresses(content, pages)
+        )
 
     def placement(self, instance_uuids: Sequence[str]) -> Mapping[str, Placement]:
         """Where VMs are and what they write to now, by instance UUID.
@@ -109,6 +118,10 @@ class VCenter:
     def placeholders(self, host: str, home: str, folder: str) -> Placeholders:
         """The placeholder VMs on a host; `home` names the datastore of their own files."""
         return Placeholders(self._session, host, home, folder)
+
+    def imports(self) -> VmImports:
+        """Imports of whole VMs."""
+        return VmImports(self._session)
 
     def snapshots(self, site: str) -> VmwareSnapshots:
         """The VMware snapshots of this Atoll; `site` tells it from others on the same vCenter."""

@@ -25,11 +25,16 @@ PRIVILEGES = (
     "Datastore.FileManagement",
     "Folder.Create",
     "Folder.Delete",
+    "Global.DisableMethods",
+    "Global.EnableMethods",
     "VirtualMachine.Config.AddExistingDisk",
     "VirtualMachine.Config.AddNewDisk",
     "VirtualMachine.Config.AddRemoveDevice",
     "VirtualMachine.Config.AdvancedConfig",
+    "VirtualMachine.Config.Annotation",
     "VirtualMachine.Config.CPUCount",
+    "VirtualMachine.Config.ChangeTracking",
+    "VirtualMachine.Config.DiskLease",
     "VirtualMachine.Config.EditDevice",
     "VirtualMachine.Config.ManagedBy",
     "VirtualMachine.Config.Memory",
@@ -45,7 +50,11 @@ PRIVILEGES = (
     "VirtualMachine.State.CreateSnapshot",
     "VirtualMachine.State.RemoveSnapshot",
 )
-"""What anybody may do with a placeholder: all that a backup needs, and nothing of `Interact`."""
+"""What anybody may do with a placeholder: all that a backup needs, and nothing of `Interact`.
+
+Source of what a backup needs: Virtual Disk Development Kit Programming Guide, Credentials and
+Privileges for VMDK Access; the disk lease is for the transport SAN.
+"""
 
 _SECONDS = 300.0
 

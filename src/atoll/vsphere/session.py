@@ -73,6 +73,16 @@ class Session:
         return Session(self._settings)
 
     @property
+    def settings(self) -> VCenterSettings:
+        """What it was opened with."""
+        return self._settings
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """How vCenter's certificate is checked."""
+        return self._context
+
+    @property
     def user(self) -> str:
         """What vCenter calls who is logged in, as in its permissions."""
         return self._link.user

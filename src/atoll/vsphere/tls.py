@@ -10,7 +10,7 @@ import hmac
 import ssl
 from typing import Any
 
-from atoll.model.errors import ConfigurationError
+from atoll.model.errors import ConfigurationError, VCenterOperationError
 from atoll.vsphere.settings import VCenterSettings
 
 
@@ -18,13 +18,16 @@ class _PinnedContext(ssl.SSLContext):
     """Accepts exactly one certificate, on every connection, whoever signed it."""
 
     pinned: str = ""
+    digest: str = "sha256"
 
     def wrap_socket(self, *arguments: Any, **options: Any) -> ssl.SSLSocket:
         wrapped = super().wrap_socket(*arguments, **options)
-        seen = hashlib.sha256(wrapped.getpeercert(binary_form=True) or b"").hexdigest()
+        content = wrapped.getpeercert(binary_form=True) or b""
+        seen = hashlib.new(self.digest, content).hexdigest()
         if not hmac.compare_digest(seen, self.pinned):
             wrapped.close()
-            raise ssl.SSLCertVerificationError(f"the certificate's SHA-256 is {seen}")
+            name = self.digest.upper().replace("SHA", "SHA-")
+            raise ssl.SSLCertVerificationError(f"the certificate's {name} is {seen}")
         return wrapped
 
 
@@ -43,6 +46,22 @@ def tls_context(settings: VCenterSettings) -> ssl.SSLContext:
             f"Cannot use {settings.ca_file} to verify vCenter {settings.host}: "
             f"{error.strerror or error}; it must be a PEM file of certificates."
         ) from error
+
+
+def pinned_context(thumbprint: str) -> ssl.SSLContext:
+    """Accepts the certificate of that thumbprint alone, SHA-1 or SHA-256 in hex with colons.
+
+    vCenter names the hosts' certificates by SHA-1. VCenterOperationError for any other length.
+    """
+    pinned = _PinnedContext(ssl.PROTOCOL_TLS_CLIENT)
+    pinned.pinned = thumbprint.replace(":", "").lower()
+    digest = {40: "sha1", 64: "sha256"}.get(len(pinned.pinned))
+    if digest is None:
+        raise VCenterOperationError(
+            f"vCenter names a certificate by {thumbprint!r}, which is neither SHA-1 nor SHA-256."
+        )
+    pinned.digest = digest
+    return _unverified(pinned)
 
 
 def _unverified(context: ssl.SSLContext) -> ssl.SSLContext:

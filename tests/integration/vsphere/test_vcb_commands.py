@@ -14,56 +14,17 @@ from atoll.fuse import device
 from atoll_lab.pool import image
 from atoll_lab.vmfs import Volume
 from island_farm import DISKS, ESX1, MIB, UUIDS, content_of
+from vcb_scripts import vcb_commands
 
 pytestmark = pytest.mark.needs_root
 
-SETTINGS = """
-[[storage]]
-name = "vsphere"
-driver = "embedded"
-root = "{pool}"
-durability = "cache"
-reserve_bytes = 1048576
-
-[vcenter]
-host = "{vcenter.host}"
-port = {vcenter.port}
-user = "{vcenter.user}"
-password_file = "password"
-ca_file = "{vcenter.ca_file}"
-
-[director]
-state_directory = "state"
-"""
 GUIDE = Path(__file__).parents[3] / "docs/operations/vcb.md"
-CREDENTIALS = ("-h", "vcenter", "-u", "backup", "-p", "not-the-password")
 
 
 @pytest.fixture
 def vcb(farm, simulator, tmp_path):
-    """Run a command; (status, output, errors)."""
-    settings = tmp_path / "atoll.toml"
-    settings.write_text(SETTINGS.format(pool=farm.pool, vcenter=simulator.settings()))
-    environment = {**os.environ, "ATOLL_CONFIG": str(settings)}
-
-    def start(name: str, *words: object, **options) -> subprocess.Popen[str]:
-        command = [str(Path(sys.executable).with_name(name)), *CREDENTIALS, *map(str, words)]
-        return subprocess.Popen(
-            command, env=environment, stderr=subprocess.PIPE, text=True, **options
-        )
-
-    def run(name: str, *words: object) -> tuple[int, str, str]:
-        process = start(name, *words, stdout=subprocess.PIPE)
-        said, errors = process.communicate(timeout=120)
-        assert "not-the-password" not in said + errors
-        return process.returncode, said, errors
-
-    run.start = start
-    run.environment = environment
-    yield run
-    for place in device.mounts():
-        if tmp_path in place.parents:
-            subprocess.run(["umount", "-l", place], check=False)
+    with vcb_commands(farm.pool, simulator.settings(), tmp_path) as run:
+        yield run
 
 
 def processes_with(word: Path) -> list[str]:
@@ -175,13 +136,19 @@ def test_names_files_and_several_vms(farm, vcb, tmp_path):
         "new1", "lun1", "new1/new1.vmx", [], ESX1.name, "Debian", UUIDS["db1"].replace("d1", "e1")
     )
 
+    farm.simulator.control.change_vm("app1", {"tools.address": "10.1.1.1"})
+    farm.simulator.control.set_power("app1", True)
+
     status, said, _ = vcb("vcbVmName", "-sany:")
     assert status == 0
     machines = {vm.name: vm for vm in farm.vcenter.inventory().vms}
     assert said.split("Found VM:\n")[1:] == [
-        f"moref:{machines[name].moref}\nname:{name}\nuuid:{machines[name].bios_uuid}\nipaddr:\n"
-        for name in ("app1", "db1", "new1")
+        f"moref:{machines[name].moref}\nname:{name}\nuuid:{machines[name].bios_uuid}\n"
+        f"ipaddr:{address}\n"
+        for name, address in (("app1", "10.1.1.1"), ("db1", ""), ("new1", ""))
     ]
+    status, said, _ = vcb("vcbVmName", "-s", "ipaddr:10.1.1.1")
+    assert (status, "name:app1" in said, "name:db1" in said) == (0, True, False)
 
     both = tmp_path / "all"
     status, _, errors = vcb("vcbSnapAll", "-a", "any:", "-r", both, "-F", "1")

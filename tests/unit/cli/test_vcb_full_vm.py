@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from atoll.cli.vcb import newest
-from atoll.cli.vcb.catalog import Origin, catalog_text, unmount_text
+from atoll.cli.vcb.catalog import FOLDER, Origin, catalog_text, parse_catalog, unmount_text
 from atoll.cli.vcb.full_vm import address, chosen_disks
 from atoll.cli.vcb.options import Kind
 from atoll.island.served import ServedDisk, ServedVm
@@ -84,6 +84,19 @@ def test_the_catalog_has_one_line_for_each_thing_whatever_a_vm_is_called() -> No
     assert lines["config0.filename"] == '"db1.vmx"'
     assert lines["atoll.run"] == '"r1"'
     assert 'volume2= "/b"' in unmount_text(Kind.FILE, DB1, origin, ["/a", "/b"])
+
+
+def test_a_catalog_is_read_as_it_was_written_and_as_people_change_it() -> None:
+    origin = Origin("r1", 0.0, "crash")
+    disks = {"scsi0:0": ("scsi0-0-0-db1.vmdk", "[gold] db1/db1.vmdk")}
+    home = {FOLDER: "/Datacenters/lab/vm"}
+    lines = parse_catalog(catalog_text(DB1, origin, disks, ("db1.vmx",), home))
+    assert lines["state"] == "poweredOn"
+    assert lines["disk.scsi0:0.diskname"] == "[gold] db1/db1.vmdk"
+    assert lines["folderpath"] == "/Datacenters/lab/vm"
+    assert next(iter(lines)) == "version"
+    text = 'host=esx2\n\n# host= "esx3"\nresourcepool = "/a b/c"\nname\ndisplay_name= ""\n'
+    assert parse_catalog(text) == {"host": "esx2", "resourcepool": "/a b/c", "display_name": ""}
 
 
 def site(monkeypatch: pytest.MonkeyPatch, runs: list[tuple[str, str]], repository: Any) -> Any:

@@ -7,10 +7,12 @@ import pytest
 from atoll.cli.vcb.options import (
     ExportOptions,
     Kind,
+    RestoreOptions,
     SearchOptions,
     UnmountOptions,
     UsageError,
     mounter_options,
+    restore_options,
     snap_all_options,
     util_options,
     vm_name_options,
@@ -41,6 +43,23 @@ def test_the_other_commands() -> None:
     assert vm_name_options((*WHO, "-sany:", "-L0")) == SearchOptions("any:", 0)
     assert util_options((*WHO, "-c", "ping")).command == "ping"
     assert snap_all_options((*WHO, "-a", "any:", "-r", "/all", "-F", "1")).form.flat
+
+
+def test_a_restore() -> None:
+    words = (*WHO, "-s", "/tape/db1")
+    assert restore_options(words) == RestoreOptions(Path("/tape/db1"))
+    more = (*words, "-a", "/tape/other", "-boverwrite", "-m", "nbd", "-L0")
+    assert restore_options(more) == RestoreOptions(
+        Path("/tape/db1"), Path("/tape/other"), overwrite=True, level=0
+    )
+    for wrong, said in (
+        (WHO, "-s is missing"),
+        ((*words, "-b", "new"), "-b takes overwrite, not 'new'"),
+        ((*words, "-r", "/x"), "option -r not recognized"),
+    ):
+        with pytest.raises(UsageError, match=said) as caught:
+            restore_options(wrong)
+        assert caught.value.usage.startswith("Usage: vcbRestore")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 from atoll.cli.vcb.search import find, find_one, lines
 from atoll.model.errors import ConfigurationError, UnknownVmError
-from atoll.model.inventory import VirtualMachine
+from atoll.model.inventory import Inventory, VirtualMachine
 
 
 def machine(number: int, name: str, *, on: bool = True) -> VirtualMachine:
@@ -24,7 +24,17 @@ def machine(number: int, name: str, *, on: bool = True) -> VirtualMachine:
 
 
 DB1, APP1, TWIN = machine(1, "db1"), machine(2, "app1", on=False), machine(3, "db1")
-VMS = (DB1, APP1, TWIN)
+
+
+class VCenter:
+    def inventory(self) -> Inventory:
+        return Inventory((), (), (DB1, APP1, TWIN), ())
+
+    def guest_addresses(self) -> dict[str, str]:
+        return {"vm-1": "10.0.0.1", "vm-3": "fd00::3"}
+
+
+VCENTER = VCenter()
 
 
 @pytest.mark.parametrize(
@@ -40,35 +50,37 @@ VMS = (DB1, APP1, TWIN)
         ("uuid:50000000-0000-4000-8000-000000000003", [TWIN]),
         ("uuid:", []),
         ("moref:vm-1", [DB1]),
+        ("ipaddr:10.0.0.1", [DB1]),
+        ("ipaddr:FD00:0::3", [TWIN]),
+        ("ipaddr:10.0.0.9", []),
+        ("ipaddr:", []),
         ("powerstate:off", [APP1]),
         ("powerstate:on", [DB1, TWIN]),
     ],
 )
 def test_searches(search: str, found: list[VirtualMachine]) -> None:
-    assert find(VMS, search) == found
+    assert find(VCENTER, search) == found
 
 
 def test_one_is_wanted() -> None:
-    assert find_one(VMS, "name:app1") is APP1
+    assert find_one(VCENTER, "name:app1") is APP1
     with pytest.raises(UnknownVmError, match="2 VMs fit name:db1: vm-1, vm-3; name one by moref:"):
-        find_one(VMS, "name:db1")
+        find_one(VCENTER, "name:db1")
     with pytest.raises(UnknownVmError, match="no VM that fits name:gone"):
-        find_one(VMS, "name:gone")
+        find_one(VCENTER, "name:gone")
 
 
 def test_what_is_no_search() -> None:
-    with pytest.raises(ConfigurationError, match="does not know the guests' addresses"):
-        find(VMS, "ipaddr:10.0.0.1")
     for search in ("db1", "powerstate:maybe", ""):
         with pytest.raises(ConfigurationError, match="is no search"):
-            find(VMS, search)
+            find(VCENTER, search)
 
 
 def test_the_lines_that_scripts_take_apart() -> None:
-    assert lines(DB1) == (
+    assert lines(DB1, "10.0.0.1") == (
         "Found VM:",
         "moref:vm-1",
         "name:db1",
         "uuid:42000000-0000-4000-8000-00000000ab01",
-        "ipaddr:",
+        "ipaddr:10.0.0.1",
     )

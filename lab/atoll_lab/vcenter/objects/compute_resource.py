@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from pyVmomi import vim
 
-from atoll_lab.vcenter.objects.base import Managed, exposes
+from atoll_lab.vcenter.objects.base import Call, Managed, answers, exposes
+from atoll_lab.vcenter.objects.vm_import import import_vapp
 
 if TYPE_CHECKING:
     from atoll_lab.vcenter.objects.host import HostSystem
@@ -32,6 +33,11 @@ class ResourcePool(Managed):
     def parent(self) -> Any:
         """The cluster."""
         return self.owner.ref
+
+    @answers("ImportVApp")
+    def import_vapp(self, call: Call, spec: Any, folder: Any = None, host: Any = None) -> Any:
+        """Begin to import a VM."""
+        return import_vapp(self, call, spec, folder, host)
 
     @exposes("vm")
     def vms(self) -> list[Any]:

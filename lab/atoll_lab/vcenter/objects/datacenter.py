@@ -59,8 +59,13 @@ class Datacenter(Managed):
 
     @exposes("networkFolder")
     def network_folder(self) -> Any:
-        """Where networks would be."""
+        """Where networks are."""
         return self._layout.networks.ref
+
+    @exposes("network")
+    def networks(self) -> list[Any]:
+        """The one network."""
+        return [self._layout.network.ref]
 
     @exposes("datastore")
     def datastore(self) -> list[Any]:

@@ -51,6 +51,18 @@ class Folder(Managed):
         """What it lies in."""
         return None if self._parent is None else self._parent.ref
 
+    @exposes("childType")
+    def child_types(self) -> list[Any]:
+        """What may be in it."""
+        kinds = {
+            "group-d": [vim.Datacenter],
+            "group-h": [vim.ComputeResource],
+            "group-n": [vim.Network],
+            "group-s": [vim.Datastore],
+            "group-v": [vim.VirtualMachine, vim.VirtualApp],
+        }
+        return [vim.Folder, *kinds[self.moid[: len("group-v")]]]
+
     @exposes("childEntity")
     def child_entities(self) -> list[Any]:
         """What it holds."""

@@ -133,6 +133,11 @@ class HostSystem(Managed):
             if any(host.moid == self.moid for host in datastore.mounted_by())
         ]
 
+    @exposes("network")
+    def networks(self) -> list[Any]:
+        """The network that every host has."""
+        return [self.site.layout.network.ref]
+
     @exposes("vm")
     def vms(self) -> list[Any]:
         """VMs registered on it."""

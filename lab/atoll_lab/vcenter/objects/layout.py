@@ -7,6 +7,7 @@ from atoll_lab.vcenter.objects.compute_resource import ClusterComputeResource, R
 from atoll_lab.vcenter.objects.datacenter import Datacenter
 from atoll_lab.vcenter.objects.folder import Folder
 from atoll_lab.vcenter.objects.host import HostSystem
+from atoll_lab.vcenter.objects.network import NETWORK, Network
 from atoll_lab.vcenter.objects.property_collector import PropertyCollector
 from atoll_lab.vcenter.objects.search_index import SearchIndex
 from atoll_lab.vcenter.objects.service_instance import ServiceInstance
@@ -32,7 +33,8 @@ class Layout:
             site, "group-h4", "host", self.datacenter, lambda: [*self.clusters.values()]
         )
         self.datastores = Folder(site, "group-s5", "datastore", self.datacenter, site.datastores)
-        self.networks = Folder(site, "group-n6", "network", self.datacenter, list)
+        self.networks = Folder(site, "group-n6", "network", self.datacenter, lambda: [self.network])
+        self.network = Network(site, NETWORK)
         self.clusters = {
             name: ClusterComputeResource(
                 site,
@@ -61,6 +63,7 @@ def lay_out(site: "Site") -> Layout:
         layout.hosts,
         layout.datastores,
         layout.networks,
+        layout.network,
         *layout.clusters.values(),
         *(cluster.pool for cluster in layout.clusters.values()),
         ServiceInstance(site, "ServiceInstance"),

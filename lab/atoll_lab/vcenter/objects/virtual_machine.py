@@ -1,6 +1,7 @@
 """A VM: what it is made of, where it runs, and its power and moves."""
 
 import copy
+import shutil
 from datetime import UTC, datetime
 from typing import Any
 
@@ -49,6 +50,12 @@ class VirtualMachine(SnapshotHolder):
         """Its folder."""
         return vim.Folder(self.state.folder)
 
+    @exposes("resourcePool")
+    def resource_pool(self) -> Any:
+        """The root pool of its host's cluster."""
+        host = self.site.host(self.state.host)
+        return self.site.layout.clusters[host.state.cluster].pool.ref
+
     @exposes("config")
     def config(self) -> Any:
         """Its hardware and files."""
@@ -72,9 +79,7 @@ class VirtualMachine(SnapshotHolder):
                 numCPU=state.cpus,
                 memoryMB=state.memory_mb,
                 device=[
-                    vim.vm.device.ParaVirtualSCSIController(
-                        key=SCSI_KEY, busNumber=0, sharedBus=state.bus_sharing
-                    ),
+                    *self._controllers(),
                     *(self._device(number, disk) for number, disk in enumerate(state.disks)),
                     *map(nic_device, state.nics),
                 ],
@@ -114,6 +119,7 @@ class VirtualMachine(SnapshotHolder):
             toolsRunningStatus=self.state.tools.running if running else "guestToolsNotRunning",
             guestFullName=self.state.guest_os,
             hostName=self.state.name,
+            ipAddress=(self.state.tools.address or None) if running else None,
             guestState="running" if running else "notRunning",
         )
 
@@ -128,6 +134,7 @@ class VirtualMachine(SnapshotHolder):
         require_privilege(
             self.site, call.session.user or "", self, "VirtualMachine.Interact.PowerOn"
         )
+        self._require_whole()
         return self._task(call, "PowerOnVM_Task", lambda: self._power(True))
 
     @answers("PowerOffVM_Task")
@@ -162,11 +169,13 @@ class VirtualMachine(SnapshotHolder):
 
         def work() -> None:
             with self.site.change():
+                self._require_whole()
                 if self.state.powered_on:
                     raise _wrong_power(self)
                 path = self.vmx_path()
                 self.site.remove_vm(self.moid)
                 del self.site.state.shelf[path]
+            shutil.rmtree(self.site.disk_directory(self.moid), ignore_errors=True)
 
         return self._task(call, "Destroy_Task", work)
 
@@ -243,11 +252,34 @@ class VirtualMachine(SnapshotHolder):
         with self.site.change():
             self.state.powered_on = on
 
+    def _controllers(self) -> list[Any]:
+        if not self.state.controllers:
+            return [
+                vim.vm.device.ParaVirtualSCSIController(
+                    key=SCSI_KEY, busNumber=0, sharedBus=self.state.bus_sharing
+                )
+            ]
+        made = [vim.vm.device.VirtualIDEController(key=200 + bus, busNumber=bus) for bus in (0, 1)]
+        for each in self.state.controllers:
+            kind: Any = getattr(vim.vm.device, each.kind)
+            own = {}
+            if issubclass(kind, vim.vm.device.VirtualSCSIController):
+                own["sharedBus"] = each.sharing
+            made.append(kind(key=each.key, busNumber=each.bus, **own))
+        return made
+
+    def _require_whole(self) -> None:
+        """TaskInProgress while its import holds a lease, which blocks what would change it."""
+        if self.state.importing:
+            raise vim.fault.TaskInProgress(
+                msg=f"{self.state.name} is being imported", task=vim.Task("task-import")
+            )
+
     def _device(self, number: int, disk: DiskState) -> Any:
         return vim.vm.device.VirtualDisk(
             key=disk.key,
-            controllerKey=SCSI_KEY,
-            unitNumber=number if number < 7 else number + 1,
+            controllerKey=disk.controller or SCSI_KEY,
+            unitNumber=disk.unit if disk.controller else number if number < 7 else number + 1,
             deviceInfo=vim.Description(label=disk.label, summary=f"{disk.size_bytes >> 10:,} KB"),
             capacityInKB=disk.size_bytes >> 10,
             capacityInBytes=disk.size_bytes,

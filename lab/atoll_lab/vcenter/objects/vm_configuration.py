@@ -127,11 +127,11 @@ def _nic(state: VmState, change: Any) -> None:
 
 def nic_device(nic: NicState) -> Any:
     """A network card as vSphere tells it."""
-    return vim.vm.device.VirtualVmxnet3(
+    return getattr(vim.vm.device, nic.kind)(
         key=nic.key,
         deviceInfo=vim.Description(label=nic.label, summary=nic.network),
         macAddress=nic.mac,
-        addressType="manual",
+        addressType=nic.address_type,
         backing=vim.vm.device.VirtualEthernetCard.NetworkBackingInfo(deviceName=nic.network),
         connectable=vim.vm.device.VirtualDevice.ConnectInfo(
             startConnected=nic.start_connected, allowGuestControl=True, connected=False

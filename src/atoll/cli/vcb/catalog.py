@@ -1,5 +1,6 @@
 """`catalog` and `unmount.dat`: lines of `name= "value"`, as VCB's catalog has them."""
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,9 @@ from dataclasses import dataclass
 from atoll.cli.vcb.options import Kind
 from atoll.island.served import ServedVm
 from atoll.model.inventory import VirtualMachine
+
+FOLDER, POOL, POOLS = "folderpath", "resourcepool", ("resourcepool", "resource")
+_LINE = re.compile(r"\s*([A-Za-z][\w.:-]*)\s*=\s*(.*?)\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +32,15 @@ def catalog_text(
     origin: Origin,
     disks: Mapping[str, tuple[str, str]],
     configuration: Sequence[str],
+    home: Mapping[str, str] | None = None,
 ) -> str:
     """What was exported, for whoever restores it.
 
     `disks` are file and original place, `[datastore] path`, by address. `state`
-    and `host` are those at the time of the export, `timestamp` is the run's.
+    and `host` are those at the time of the export, and so is `home`, paths by FOLDER and POOL;
+    `timestamp` is the run's.
     """
-    home = vm.vmx_path.rpartition("/")[0]
+    directory = vm.vmx_path.rpartition("/")[0]
     rows = [
         ("display_name", vm.name),
         ("uuid", vm.bios_uuid),
@@ -44,15 +50,30 @@ def catalog_text(
             for row in ((f"disk.{address}.filename", name), (f"disk.{address}.diskname", path))
         ),
         ("config.vmx", vm.vmx_path),
-        ("config.suspenddir", home),
-        ("config.logdir", home),
+        ("config.suspenddir", directory),
+        ("config.logdir", directory),
         *((f"config{number}.filename", name) for number, name in enumerate(configuration)),
         ("host", vm.host),
+        *(home or {}).items(),
         ("timestamp", time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(origin.taken_at))),
         *_rows(vm, origin),
     ]
     state = "poweredOn" if vm.powered_on else "suspended" if vm.suspended else "poweredOff"
     return f"version= esx-3.0\nstate= {state}\n{_lines(rows)}"
+
+
+def parse_catalog(text: str) -> dict[str, str]:
+    """The lines of a catalog, without quotation marks; what is no such line is passed over."""
+    found = {}
+    for line in text.splitlines():
+        match = _LINE.fullmatch(line)
+        if match is None:
+            continue
+        value = match[2]
+        if len(value) >= 2 and value[0] == value[-1] == '"':
+            value = value[1:-1]
+        found[match[1]] = value
+    return found
 
 
 def unmount_text(

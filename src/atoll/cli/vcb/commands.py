@@ -1,4 +1,4 @@
-"""The entry points: vcbMounter, vcbVmName, vcbUtil and vcbSnapAll.
+"""The entry points: vcbMounter, vcbVmName, vcbUtil, vcbSnapAll and vcbRestore.
 
 What reads storage is imported when it is needed: scripts call `vcbMounter -U` and `vcbVmName`
 often, and those need little of it.
@@ -15,6 +15,7 @@ from atoll.cli.vcb.options import (
     Kind,
     UnmountOptions,
     mounter_options,
+    restore_options,
     snap_all_options,
     util_options,
     vm_name_options,
@@ -39,13 +40,18 @@ def vcb_vm_name() -> None:
 
 
 def vcb_util() -> None:
-    """Say whether vCenter answers."""
+    """Say whether vCenter answers, or what folders and resource pools it has."""
     command("vcbUtil", _util)
 
 
 def vcb_snap_all() -> None:
     """Export several VMs, each to a directory of its own."""
     command("vcbSnapAll", _snap_all)
+
+
+def vcb_restore() -> None:
+    """Make a VM of an export."""
+    command("vcbRestore", _restore)
 
 
 def _site() -> "Site":
@@ -70,7 +76,7 @@ def _mounter(words: list[str], open_console: OpenConsole) -> int:
     export = file_level.export if options.kind is Kind.FILE else full_vm.export
     with place.claimed(options.directory):
         site = _site()
-        vm = find_one(site.vcenter().inventory().vms, options.search)
+        vm = find_one(site.vcenter(), options.search)
         export(site, vm, options, console)
     return 0
 
@@ -78,26 +84,41 @@ def _mounter(words: list[str], open_console: OpenConsole) -> int:
 def _vm_name(words: list[str], open_console: OpenConsole) -> int:
     options = vm_name_options(words)
     console = open_console(options.level)
-    found = find(_site().vcenter().inventory().vms, options.search)
+    vcenter = _site().vcenter()
+    found = find(vcenter, options.search)
     if not found:
         raise UnknownVmError(f"vCenter has no VM that fits {options.search}.")
+    addresses = vcenter.guest_addresses()
     for vm in found:
-        for line in lines(vm):
+        for line in lines(vm, addresses.get(vm.moref, "")):
             console.say(line)
     return 0
 
 
 def _util(words: list[str], open_console: OpenConsole) -> int:
     options = util_options(words)
-    if options.command in ("resourcepools", "vmfolders"):
+    if options.command not in ("ping", "resourcepools", "vmfolders"):
         raise ConfigurationError(
-            f"vcbUtil -c {options.command} serves restores with vcbRestore, which Atoll does not "
-            "have; only -c ping is there."
+            f"vcbUtil has no command {options.command!r}, only ping, resourcepools and vmfolders."
         )
-    if options.command != "ping":
-        raise ConfigurationError(f"vcbUtil has no command {options.command!r}, only ping.")
-    _site().vcenter()
-    open_console(options.level).say("vCenter answers.")
+    vcenter = _site().vcenter()
+    console = open_console(options.level)
+    if options.command == "ping":
+        console.say("vCenter answers.")
+        return 0
+    places = vcenter.imports().places()
+    paths = places.pools() if options.command == "resourcepools" else places.folders()
+    for path in sorted(paths.values()):
+        console.say(path)
+    return 0
+
+
+def _restore(words: list[str], open_console: OpenConsole) -> int:
+    options = restore_options(words)
+    console = open_console(options.level)
+    from atoll.cli.vcb import restore
+
+    restore.restore(_site(), options, console)
     return 0
 
 
@@ -108,7 +129,7 @@ def _snap_all(words: list[str], open_console: OpenConsole) -> int:
     options = snap_all_options(words)
     console = open_console(options.level)
     site = _site()
-    vms = find(site.vcenter().inventory().vms, options.search)
+    vms = find(site.vcenter(), options.search)
     if not vms:
         raise UnknownVmError(f"vCenter has no VM that fits {options.search}.")
     try:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from atoll.cli.output import moment
 from atoll.cli.vcb import place
-from atoll.cli.vcb.catalog import Origin, catalog_text, unmount_text
+from atoll.cli.vcb.catalog import FOLDER, POOL, Origin, catalog_text, unmount_text
 from atoll.cli.vcb.console import VERBOSE, WARNING, Console
 from atoll.cli.vcb.newest import served
 from atoll.cli.vcb.options import ExportOptions, Kind
 from atoll.island.descriptor import safe_name
 from atoll.island.served import ServedDisk, ServedVm
-from atoll.model.errors import NotFoundInPointError
+from atoll.model.errors import AtollError, NotFoundInPointError
 from atoll.model.inventory import VirtualMachine
 from atoll.recovery.hosted_vmdk import VmdkForm, write_vmdk
 from atoll.service.site import Site
@@ -41,12 +41,13 @@ def export(site: Site, vm: VirtualMachine, options: ExportOptions, console: Cons
             datastore = disk.path.partition("]")[0].lstrip("[")
             with site.slots().copying(None, datastore, partial(_waits, disk, console)):
                 _write_disk(disk, options.directory, options.form, console)
+        home = _home(site, vm, console)
         names = {address(disk): (f"{_stem(disk)}.vmdk", disk.path) for disk in disks}
         origin = Origin.of(source)
         place.finish(
             options.directory,
             unmount_text(Kind.FULL_VM, vm, origin),
-            catalog_text(vm, origin, names, configuration),
+            catalog_text(vm, origin, names, configuration, home),
         )
 
 
@@ -73,6 +74,19 @@ def address(disk: ServedDisk) -> str:
 def _stem(disk: ServedDisk) -> str:
     bus, unit = address(disk).split(":")
     return f"{bus}-0-{unit}-{safe_name(disk.file.removesuffix('.vmdk'))}"
+
+
+def _home(site: Site, vm: VirtualMachine, console: Console) -> dict[str, str]:
+    """Where the VM lies in vCenter, for whoever restores it; an export is whole without."""
+    try:
+        imports = site.vcenter().imports()
+        places = imports.places()
+        folder, pool = imports.home_of(vm.moref)
+    except AtollError as error:
+        console.log(f"The catalog has no folder and no resource pool: {error}", WARNING)
+        return {}
+    known = {FOLDER: folder, POOL: pool}
+    return {name: places.path(moref) for name, moref in known.items() if moref}
 
 
 def _write_configuration(vm: ServedVm, directory: Path, console: Console) -> tuple[str, ...]:

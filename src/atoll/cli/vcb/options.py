@@ -30,8 +30,8 @@ Usage: vcbVmName -s SEARCH
   -L  how much to tell, 0 to 6 (default 3)
   -h, -u, -p are taken and not used: Atoll's settings name vCenter."""
 _UTIL = """\
-Usage: vcbUtil -c ping
-  -c  ping: whether vCenter answers
+Usage: vcbUtil -c ping|vmfolders|resourcepools
+  -c  ping: whether vCenter answers; vmfolders, resourcepools: their paths, for vcbRestore
   -L  how much to tell, 0 to 6 (default 3)
   -h, -u, -p are taken and not used: Atoll's settings name vCenter."""
 _SNAP_ALL = """\
@@ -41,6 +41,13 @@ Usage: vcbSnapAll -a SEARCH -r DIRECTORY [-M 0|1] [-F 0|1] [-x none|DISK,…]
   -M, -F, -x, -L as vcbMounter has them
   -h, -u, -p, -m, -Q are taken and not used: Atoll's settings name vCenter and the storage."""
 
+_RESTORE = """\
+Usage: vcbRestore -s DIRECTORY [-a CATALOG] [-b overwrite]
+  -s  the directory of an export of vcbMounter -t fullvm
+  -a  an alternate catalog: its lines take the place of those of the export's own
+  -b  overwrite: delete the VM that has the name already, when the restored one is whole
+  -L  how much to tell, 0 to 6 (default 3)
+  -h, -u, -p, -m are taken and not used: Atoll's settings name vCenter, disks go through its API."""
 
 _SPLIT_SPARSE = VmdkForm(monolithic=False, flat=False)
 
@@ -88,6 +95,16 @@ class UtilOptions:
     level: int = DEFAULT_LEVEL
 
 
+@dataclass(frozen=True, slots=True)
+class RestoreOptions:
+    """What vcbRestore restores, and over what."""
+
+    directory: Path
+    alternate: Path | None = None
+    overwrite: bool = False
+    level: int = DEFAULT_LEVEL
+
+
 class UsageError(ConfigurationError):
     """The command line cannot be understood; `usage` says how it goes."""
 
@@ -119,6 +136,20 @@ def util_options(words: Sequence[str]) -> UtilOptions:
     """Of vcbUtil."""
     given = _given(words, f"{_CONNECTION}c:", _UTIL)
     return UtilOptions(_needed(given, "c", _UTIL), _level(given, _UTIL))
+
+
+def restore_options(words: Sequence[str]) -> RestoreOptions:
+    """Of vcbRestore."""
+    given = _given(words, f"{_CONNECTION}s:a:b:m:", _RESTORE)
+    _choice(given, "m", _MODES, _RESTORE)
+    if given.get("b", "overwrite") != "overwrite":
+        raise UsageError(f"-b takes overwrite, not {given['b']!r}.", _RESTORE)
+    return RestoreOptions(
+        directory=_directory(given, "s", _RESTORE),
+        alternate=_directory(given, "a", _RESTORE) if "a" in given else None,
+        overwrite="b" in given,
+        level=_level(given, _RESTORE),
+    )
 
 
 def _given(words: Sequence[str], accepted: str, usage: str) -> dict[str, str]:

@@ -1,18 +1,33 @@
 """Finding VMs as `-a` and `-s` name them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Protocol
 
 from atoll.model.errors import ConfigurationError, UnknownVmError
-from atoll.model.inventory import VirtualMachine
+from atoll.model.inventory import Inventory, VirtualMachine
 
 
-def find(vms: Sequence[VirtualMachine], search: str) -> list[VirtualMachine]:
-    """Those that fit `any:`, `name:`, `uuid:`, `moref:` or `powerstate:`, by name.
+class KnownVms(Protocol):
+    """What of vCenter is searched."""
+
+    def inventory(self) -> Inventory:
+        """Its VMs."""
+        ...
+
+    def guest_addresses(self) -> Mapping[str, str]:
+        """Addresses that guests tell, by moref."""
+        ...
+
+
+def find(vcenter: KnownVms, search: str) -> list[VirtualMachine]:
+    """Those that fit `any:`, `name:`, `uuid:`, `moref:`, `ipaddr:` or `powerstate:`, by name.
 
     `uuid:` is the BIOS UUID, as VCB has it, or the instance UUID; dashes,
     spaces and case do not matter. ConfigurationError for another kind of search.
     """
     kind, _, wanted = search.partition(":")
+    vms = vcenter.inventory().vms
     match kind.lower():
         case "any":
             found = list(vms)
@@ -30,20 +45,20 @@ def find(vms: Sequence[VirtualMachine], search: str) -> list[VirtualMachine]:
         case "powerstate" if wanted in ("on", "off"):
             found = [vm for vm in vms if vm.powered_on == (wanted == "on")]
         case "ipaddr":
-            raise ConfigurationError(
-                "Atoll does not know the guests' addresses; name the VM by name:, uuid: or moref:."
-            )
+            address = _address(wanted)
+            told = vcenter.guest_addresses()
+            found = [vm for vm in vms if vm.moref in told and _address(told[vm.moref]) == address]
         case _:
             raise ConfigurationError(
-                f"{search!r} is no search; write any:, name:NAME, uuid:UUID, moref:ID or "
-                "powerstate:on|off."
+                f"{search!r} is no search; write any:, name:NAME, uuid:UUID, moref:ID, "
+                "ipaddr:ADDRESS or powerstate:on|off."
             )
     return sorted(found, key=lambda vm: (vm.name, vm.moref))
 
 
-def find_one(vms: Sequence[VirtualMachine], search: str) -> VirtualMachine:
+def find_one(vcenter: KnownVms, search: str) -> VirtualMachine:
     """The one VM that fits; UnknownVmError when none does or several do."""
-    found = find(vms, search)
+    found = find(vcenter, search)
     if len(found) == 1:
         return found[0]
     if not found:
@@ -56,15 +71,23 @@ def find_one(vms: Sequence[VirtualMachine], search: str) -> VirtualMachine:
     )
 
 
-def lines(vm: VirtualMachine) -> tuple[str, ...]:
-    """What vcbVmName says of a VM; the address is always left empty."""
+def lines(vm: VirtualMachine, address: str) -> tuple[str, ...]:
+    """What vcbVmName says of a VM; `address` is empty when its guest tells none."""
     return (
         "Found VM:",
         f"moref:{vm.moref}",
         f"name:{vm.name}",
         f"uuid:{vm.bios_uuid}",
-        "ipaddr:",
+        f"ipaddr:{address}",
     )
+
+
+def _address(text: str) -> str:
+    """An address in the one form of the several that it can be written in."""
+    try:
+        return str(ip_address(text.strip()))
+    except ValueError:
+        return text.strip()
 
 
 def _digits(uuid: str) -> str:
