@@ -18,6 +18,7 @@ from atoll.guests.renewal import renew_due
 from atoll.model.errors import ConfigurationError, StorageUnreachableError
 from atoll.repository.keys import KeyFile, create_key_file
 from atoll.repository.repository import Repository
+from atoll.service.identity import site_identity
 from atoll.service.journal import Journal
 from atoll.service.limits import Limits, Slots
 from atoll.service.pins import Pins
@@ -55,10 +56,20 @@ def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
     def repository() -> Repository:
         return opened.enter_context(open_repository(settings))
 
-    return Site(
+    def key_id() -> str:
+        return site.repository().key_id
+
+    def identity() -> str:
+        return site_identity(
+            settings.director.state_directory, key_id if settings.repository else None
+        )
+
+    site = Site(
         vcenter=cache(vcenter),
         engine=cache(partial(open_engine, settings)),
         repository=cache(repository),
+        has_repository=settings.repository is not None,
+        identity=cache(identity),
         agents=cache(partial(open_agents, settings)),
         renew_agents=partial(renew_agents, settings),
         authority=cache(partial(open_authority, settings)),
@@ -78,6 +89,7 @@ def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
         work_directory=settings.director.state_directory / "work",
         close=opened.close,
     )
+    return site
 
 
 def _island(settings: Settings) -> IslandPlace | None:
@@ -211,9 +223,13 @@ def create_repository(config: Path | None) -> Repository:
 
 
 def open_agents(settings: Settings) -> Mapping[str, GuestAgent]:
-    """A channel to each enrolled agent by instance UUID; nothing is connected yet."""
-    directory = needed(settings.agents, "agents").directory
-    registry = AgentRegistry(directory)
+    """A channel to each enrolled agent by instance UUID; nothing is connected yet.
+
+    None without a section [agents].
+    """
+    if settings.agents is None:
+        return {}
+    registry = AgentRegistry(settings.agents.directory)
     agents = registry.agents()
     if not agents:
         return {}

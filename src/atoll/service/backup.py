@@ -14,6 +14,7 @@ from atoll.model.plan import Bystander, PlannedDisk
 from atoll.model.points import RestorePoint
 from atoll.model.progress import Progress
 from atoll.model.storage import GroupSnapshot
+from atoll.repository.repository import Repository
 from atoll.service.holding import PreparedRun, prepared
 from atoll.service.limits import Slots
 from atoll.service.retire import clean_up, own_prefix, points_of_known_vms, retire_snapshots
@@ -49,19 +50,20 @@ def back_up(
     repository is open. Raises AtollError; then no guest is held, and neither a
     restore point nor a snapshot of the run remains.
     """
-    with prepared(site, names, progress) as run:
-        run.repository.begin()
+    repository = site.repository()
+    with prepared(site, names, repository.points, progress) as run:
+        repository.begin()
         snapshot = run.prefix + run.name
         try:
             with ExitStack() as reading:
-                parents = {} if full else _parents(run, reading)
+                parents = {} if full else _parents(run, repository, reading)
                 held = run.hold(snapshot, progress)
                 started = time.monotonic()
-                made = _copy(run, held, parents, site.slots(), progress)
+                made = _copy(run, repository, held, parents, site.slots(), progress)
             progress.stage("", "commit")
-            run.repository.commit(made)
+            repository.commit(made)
         except BaseException as error:
-            _undo(run, snapshot, error)
+            _undo(run, repository, snapshot, error)
             raise
         copy_seconds = time.monotonic() - started
         progress.stage("", "retire")
@@ -69,7 +71,7 @@ def back_up(
         try:
             with run.journal.tidying():
                 # Other runs may have committed meanwhile, and those who tidy next see this one's.
-                known = points_of_known_vms(run.repository.points(), run.inventory)
+                known = points_of_known_vms(repository.points(), run.inventory)
                 retired = retire_snapshots(run.engine, run.prefix, known, run.pins)
             run.journal.end(run.name)
         except AtollError as error:
@@ -90,12 +92,12 @@ def back_up(
     )
 
 
-def _undo(run: PreparedRun, snapshot: str, cause: BaseException) -> None:
+def _undo(run: PreparedRun, repository: Repository, snapshot: str, cause: BaseException) -> None:
     """Leave nothing of a run that failed."""
-    run.repository.abandon()
+    repository.abandon()
     try:
         # Cut off inside the commit, the points may be there all the same, and need their snapshots.
-        committed = any(point.run == run.name for point in run.repository.points())
+        committed = any(point.run == run.name for point in repository.points())
         if committed:
             run.journal.end(run.name)
     except AtollError as error:
@@ -105,13 +107,17 @@ def _undo(run: PreparedRun, snapshot: str, cause: BaseException) -> None:
         run.undo(snapshot, cause)
 
 
-def _parents(run: PreparedRun, reading: ExitStack) -> Mapping[str, RestorePoint]:
+def _parents(
+    run: PreparedRun, repository: Repository, reading: ExitStack
+) -> Mapping[str, RestorePoint]:
     """Each VM's newest point by instance UUID, its snapshots pinned until `reading` is closed.
 
-    One whose snapshots another run is deleting just now is no parent: its VM is read in full.
+    Asked before the hold: a point that others commit later may be newer than this run's snapshot. One
+    whose snapshots another run is deleting just now is no parent: its VM is read in full.
     """
     uuids = {vm.vm.instance_uuid for vm in run.plan.vms}
-    newest = {point.instance_uuid: point for point in run.points if point.instance_uuid in uuids}
+    points = repository.points()
+    newest = {point.instance_uuid: point for point in points if point.instance_uuid in uuids}
     parents = {}
     for uuid, point in newest.items():
         snapshots = [(group, point.snapshot) for group in point.groups]
@@ -123,6 +129,7 @@ def _parents(run: PreparedRun, reading: ExitStack) -> Mapping[str, RestorePoint]
 
 def _copy(
     run: PreparedRun,
+    repository: Repository,
     held: Capture,
     parents: Mapping[str, RestorePoint],
     slots: Slots,
@@ -149,7 +156,7 @@ def _copy(
                 views,
                 held.proofs[vm.vm.instance_uuid],
                 plan.run,
-                run.repository,
+                repository,
                 parents.get(vm.vm.instance_uuid),
                 progress,
                 partial(turn, vm.vm.name),
@@ -160,16 +167,16 @@ def _copy(
 
 def clean_site(site: Site) -> list[str]:
     """Clear what dead runs left, without starting a new one."""
-    repository = site.repository()
+    identity = site.identity()
     vmware = None
     if Way.VMWARE in site.hold.ways:
-        vmware = site.vcenter().snapshots(repository.key_id[:8])
+        vmware = site.vcenter().snapshots(identity)
     return clean_up(
         site.engine(),
         site.journal(),
         site.agents(),
-        own_prefix(repository.key_id),
-        repository.points,
+        own_prefix(identity),
+        site.repository().points if site.has_repository else None,
         site.pins(),
         vmware,
     )

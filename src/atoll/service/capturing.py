@@ -42,7 +42,9 @@ def capture_vms(
     """
     if keep < 1:
         raise ValueError("a capture that is not kept is of no use")
-    with prepared(site, names, progress) as run:
+    repository = site.repository() if site.has_repository else None
+    points = repository.points if repository else None
+    with prepared(site, names, points, progress) as run:
         snapshot = capture_prefix(run.prefix) + run.name
         try:
             held = run.hold(snapshot, progress)

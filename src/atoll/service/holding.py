@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,6 @@ from atoll.model.inventory import Inventory
 from atoll.model.plan import Plan
 from atoll.model.points import RestorePoint
 from atoll.model.progress import Progress
-from atoll.repository.repository import Repository
 from atoll.service.journal import Journal, RunRecord
 from atoll.service.pins import Pins
 from atoll.service.retire import clean_up, own_prefix
@@ -31,7 +30,7 @@ _UNDO_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run that may hold its guests now. `points` are the repository's, `prefix` the site's own.
+    """A run that may hold its guests now. `prefix` is the site's own.
 
     `cleaned` is what earlier runs had left, a sentence each.
     """
@@ -43,8 +42,6 @@ class PreparedRun:
     engine: StorageEngine
     journal: Journal
     pins: Pins
-    repository: Repository
-    points: Sequence[RestorePoint]
     inventory: Inventory
     prefix: str
     cleaned: list[str]
@@ -94,14 +91,19 @@ def new_run() -> str:
 
 
 @contextmanager
-def prepared(site: Site, names: Sequence[str], progress: Progress) -> Iterator[PreparedRun]:
+def prepared(
+    site: Site,
+    names: Sequence[str],
+    points: Callable[[], Iterable[RestorePoint]] | None,
+    progress: Progress,
+) -> Iterator[PreparedRun]:
     """Plan a run of the named VMs and bring the site in order. Any number may be at work at once.
 
-    Nothing is held before the plan is sound, the agents are known and the repository is open.
-    Raises AtollError.
+    `points` reads the repository's, None where there is no repository. Nothing is held before the
+    plan is sound and the agents are known. Raises AtollError.
     """
     progress.stage("", "plan")
-    repository = site.repository()
+    identity = site.identity()
     engine = site.engine()
     agents = site.agents()
     vcenter = site.vcenter()
@@ -109,8 +111,8 @@ def prepared(site: Site, names: Sequence[str], progress: Progress) -> Iterator[P
     run = new_run()
     with ExitStack() as pinned, ExitStack() as following:
         pinned.callback(journal.abandon, run)
-        prefix = own_prefix(repository.key_id)
-        vmware = vcenter.snapshots(repository.key_id[:8])
+        prefix = own_prefix(identity)
+        vmware = vcenter.snapshots(identity)
         allowed = Way.VMWARE in site.hold.ways
         pins = site.pins()
         cleaned = clean_up(
@@ -118,7 +120,7 @@ def prepared(site: Site, names: Sequence[str], progress: Progress) -> Iterator[P
             journal,
             agents,
             prefix,
-            repository.points,
+            points,
             pins,
             vmware if allowed else None,
         )
@@ -140,8 +142,6 @@ def prepared(site: Site, names: Sequence[str], progress: Progress) -> Iterator[P
             engine=engine,
             journal=journal,
             pins=pins,
-            repository=repository,
-            points=repository.points(),
             inventory=inventory,
             prefix=prefix,
             cleaned=cleaned,

@@ -109,7 +109,7 @@ def _open(site: Site) -> tuple[Island, Placeholders]:
         site.engine(),
         vcenter.island_volumes(host.name),
         host,
-        site.repository().key_id[:8],
+        site.identity(),
         site.limits.host_luns,
     )
     return island, vcenter.placeholders(host.name, settings.home, settings.folder)

@@ -15,9 +15,9 @@ from atoll.storage.interface import StorageEngine
 _CLEAR_SECONDS = 600.0
 
 
-def own_prefix(key_id: str) -> str:
-    """How this repository's snapshots and clones begin; those of another are none of our business."""
-    return f"atoll-{key_id[:8]}-"
+def own_prefix(site: str) -> str:
+    """How this site's snapshots begin; those of another are none of our business."""
+    return f"atoll-{site}-"
 
 
 def capture_prefix(prefix: str) -> str:
@@ -80,7 +80,7 @@ def clean_up(
     journal: Journal,
     agents: Mapping[str, GuestAgent],
     prefix: str,
-    points: Callable[[], Iterable[RestorePoint]],
+    points: Callable[[], Iterable[RestorePoint]] | None,
     pins: Pins,
     vmware: SnapshotKeeper | None,
 ) -> list[str]:
@@ -88,7 +88,8 @@ def clean_up(
 
     Guests first: they are told to thaw, although their leases have done so by
     now. Then our VMware snapshots, where runs may take some. Then every snapshot
-    of ours goes that no committed point needs and no live run has pinned.
+    of ours goes that no committed point needs and no live run has pinned; without `points`,
+    at a site that has no repository, none does.
     """
     done: list[str] = []
     with journal.dead() as records:
@@ -104,7 +105,7 @@ def clean_up(
                 for name in engine.expire_snapshots()
             ]
             # Read now: what was committed until here needs its snapshots.
-            retired = retire_snapshots(engine, prefix, points(), pins)
+            retired = retire_snapshots(engine, prefix, points(), pins) if points else 0
             for record in records:
                 _clear_capture(engine, capture_prefix(prefix) + record.run, pins)
         for record in records:

@@ -28,6 +28,8 @@ class IslandPlace:
 class Site:
     """Opened lazily: each field is called when a job needs it, so `atoll points` needs no vCenter.
 
+    `repository` raises ConfigurationError unless `has_repository`; a site that only captures needs
+    none. `identity` marks what is the site's own on the storage and in vCenter.
     `agents` gives the channel of each enrolled guest by instance UUID; `renew_agents`
     renews the certificates that are due and gives a sentence for each that could not be.
     """
@@ -35,6 +37,8 @@ class Site:
     vcenter: Callable[[], VCenter]
     engine: Callable[[], StorageEngine]
     repository: Callable[[], Repository]
+    has_repository: bool
+    identity: Callable[[], str]
     agents: Callable[[], Mapping[str, GuestAgent]]
     renew_agents: Callable[[], Sequence[str]]
     authority: Callable[[], Authority]

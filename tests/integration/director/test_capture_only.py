@@ -1,6 +1,9 @@
 """Captures: held and snapshot like a backup, copied nowhere, kept for whoever reads them."""
 
+import dataclasses
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from small_site import GROUPS, HELD, SOUND, At, SmallSite, uuid_of
@@ -124,7 +127,7 @@ def test_one_that_fails_leaves_nothing(kept: SmallSite) -> None:
 
 def test_one_that_was_killed_is_cleared_by_the_next(kept: SmallSite) -> None:
     with kept.opened() as opened:
-        prefix = capture_prefix(own_prefix(opened.repository().key_id))
+        prefix = capture_prefix(own_prefix(opened.identity()))
         opened.journal().begin(RunRecord("dead", (uuid_of("db1"),), ("dead",)))
         opened.journal().abandon("dead")
         for group in GROUPS.values():
@@ -132,3 +135,23 @@ def test_one_that_was_killed_is_cleared_by_the_next(kept: SmallSite) -> None:
     assert any("Cleared what run dead left" in line for line in kept.clean())
     for group in GROUPS.values():
         assert f"{prefix}dead" not in [taken.name for taken in kept.engine().snapshots(group)]
+
+
+def test_a_site_that_only_captures_needs_no_repository(kept: SmallSite, tmp_path: Path) -> None:
+    before = kept.back_up(vms=HELD)
+    text = re.sub(r"(?ms)^\[repository\].*?(?=^\[|\Z)", "", kept.settings.read_text())
+    text = re.sub(r"(?m)^state_directory = .*$", f'state_directory = "{tmp_path}/state"', text)
+    settings = tmp_path / "atoll.toml"
+    settings.write_text(text)
+    # Relative paths are taken from where the file lies.
+    for each in kept.directory.iterdir():
+        if each.name not in ("atoll.toml", "state"):
+            (tmp_path / each.name).symlink_to(each)
+    bare = dataclasses.replace(kept, settings=settings)
+    first = capture(bare, *HELD)
+    second = capture(bare, *HELD)
+    assert second.retired == (first.run,)
+    assert on_the_storage(bare) == [second.run]
+    assert bare.clean() == []
+    # What restore points stand on is none of its business.
+    assert all(point.incremental for point in kept.back_up(vms=HELD).points), before

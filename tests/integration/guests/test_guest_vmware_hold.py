@@ -151,8 +151,8 @@ def test_the_disks_stand_still_while_the_guest_works_and_hold_what_it_had_commit
     evidence = prove(restore_point("db1", verdict), copies, ANSWERS, guest_place / "work", Silent())
     assert evidence.passed, evidence
     assert evidence.facts["postgresql 15-main: witness_as_held"] is True, evidence
-    # No transaction's: reading goes on in a hold and may tidy pages, which is logged.
-    assert evidence.facts["postgresql 15-main: wal_replayed_bytes"] < 1 << 16, evidence
+    # No transaction's: reading goes on in a hold and may tidy pages, which is logged; a page is 8 KiB.
+    assert evidence.facts["postgresql 15-main: wal_replayed_bytes"] < 1 << 18, evidence
     assert evidence.facts["filesystems_recovered"] == "", evidence
     assert evidence.facts["repair_ran"] is False
 
