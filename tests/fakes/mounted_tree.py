@@ -61,7 +61,12 @@ def mounted_tree(
     failures: list[AtollError] = []
     try:
         with FuseServer(
-            tree.root, top, source="test", allow_other=allow_other, on_failure=failures.append
+            tree.root,
+            top,
+            find=tree.views,
+            source="test",
+            allow_other=allow_other,
+            on_failure=failures.append,
         ) as server:
             mounted = MountedTree(top, tree, server)
             mounted.failures = failures

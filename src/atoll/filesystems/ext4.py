@@ -22,6 +22,8 @@ from atoll.model.errors import UnsupportedFormatError
 _ROOT = 2
 _PIECE_BYTES = 1 << 20
 _FAST_SYMLINK_BYTES = 60
+_MAX_BYTES = 1 << 63
+_MAX_NAME_BYTES = 255
 _MAX_SYMLINK_BYTES = 64 << 10
 _MAX_LARGE_VALUE_BYTES = 64 << 10
 _KINDS = {
@@ -66,6 +68,8 @@ class Ext4Volume:
         kind = _KINDS.get(stat.S_IFMT(node.mode))
         if kind is None or node.nlink == 0:
             raise damaged(f"{path} names inode {inode}, which is not in use")
+        if node.size >= _MAX_BYTES or node.allocated_bytes >= _MAX_BYTES:
+            raise damaged(f"{path}, inode {inode}, has an impossible size")
         return Entry(
             path=path,
             kind=kind,
@@ -199,7 +203,7 @@ class Ext4Volume:
                 raise damaged("a directory has an entry that does not fit into it")
             name = block[at + 8 : at + 8 + name_length]
             if inode and name not in (b".", b".."):
-                if not name or b"/" in name or b"\0" in name:
+                if not 0 < len(name) <= _MAX_NAME_BYTES or b"/" in name or b"\0" in name:
                     raise damaged("a directory has an impossible name in it")
                 yield name, inode
             at += length

@@ -23,6 +23,8 @@ Contents = Callable[[int], bytes]
 
 def attributes(layout: Layout, inode: Inode, large: Contents) -> tuple[tuple[str, bytes], ...]:
     """All attributes a kernel would show to root, ACLs included."""
+    if not inode.attribute_block and inode.attributes[:4] != _MAGIC:
+        return ()  # as of most, so it has to be quick
     found = []
     for index, name, value in _raw(layout, inode, large):
         if index in _WHOLE_NAMES:

@@ -10,6 +10,8 @@ _EXTENT_MAGIC = 0xF30A
 _MAX_DEPTH = 5
 _UNWRITTEN = 0x8000
 _DIRECT = 12
+_INDEX = struct.Struct("<IIHxx")
+_EXTENT = struct.Struct("<IHHI")
 
 
 class Run(NamedTuple):
@@ -60,12 +62,11 @@ def _extents(layout: Layout, node: bytes, above: int | None) -> Iterator[Run]:
     # Each level must be one nearer to the leaves, so no pointer can lead in a circle.
     if depth > _MAX_DEPTH or (above is not None and depth != above - 1):
         raise damaged("an extent tree has the wrong depth")
-    for at in range(12, 12 + entries * 12, 12):
-        if depth:
-            _, low, high = struct.unpack_from("<IIH", node, at)
+    if depth:
+        for _, low, high in _INDEX.iter_unpack(node[12 : 12 + entries * 12]):
             yield from _extents(layout, layout.read_blocks(low | high << 32), depth)
-            continue
-        logical, count, high, low = struct.unpack_from("<IHHI", node, at)
+        return
+    for logical, count, high, low in _EXTENT.iter_unpack(node[12 : 12 + entries * 12]):
         written = count <= _UNWRITTEN
         physical = low | high << 32
         if count == 0 or (written and physical == 0):

@@ -7,7 +7,7 @@ lose the sign and epoch of times and take every inode for 256 bytes long.
 import io
 import stat
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dissect.extfs import ExtFS
 
@@ -33,6 +33,8 @@ _BASE_INODE_BYTES = 128
 _HUGE_FILES = 0x8
 _HUGE_FILE = 0x40000
 _SECTOR = 512
+_KEPT_TABLES = 4096
+_NO_FINER = (0, 0, 0)
 
 
 def damaged(what: str) -> UnsupportedFormatError:
@@ -40,8 +42,7 @@ def damaged(what: str) -> UnsupportedFormatError:
     return UnsupportedFormatError(f"The ext4 file system is damaged: {what}.")
 
 
-@dataclass(frozen=True, slots=True)
-class Inode:
+class Inode(NamedTuple):
     """An inode as it is on disk, with times in nanoseconds and ids whole.
 
     `block` are the 60 bytes of the block map, `attributes` the raw bytes behind
@@ -132,6 +133,8 @@ class Layout:
         dynamic = superblock.s_rev_level >= 1
         self._inode_size = int(superblock.s_inode_size) if dynamic else _BASE_INODE_BYTES
         self._group_size = int(superblock.s_desc_size) if self.incompat & _64BIT else 32
+        self._tables: dict[int, int] = {}
+        self._table_block: tuple[int, bytes] = (-1, b"")
         if not 1024 <= self.block_size <= 65536 or self.block_count > 1 << 48:
             raise damaged("its block size or size is impossible")
         if not (
@@ -161,9 +164,20 @@ class Layout:
         at = index * self._inode_size
         block = self._inode_table(group) + at // self.block_size
         at %= self.block_size
-        return self._parse(number, self.read_blocks(block)[at : at + self._inode_size])
+        # Asked for in the order of their numbers, most lie in the block that the last one did.
+        if self._table_block[0] != block:
+            self._table_block = (block, self.read_blocks(block))
+        return self._parse(number, self._table_block[1][at : at + self._inode_size])
 
     def _inode_table(self, group: int) -> int:
+        table = self._tables.get(group)
+        if table is None:
+            if len(self._tables) >= _KEPT_TABLES:
+                self._tables.clear()
+            table = self._tables[group] = self._find_inode_table(group)
+        return table
+
+    def _find_inode_table(self, group: int) -> int:
         per_block = self.block_size // self._group_size
         meta, index = divmod(group, per_block)
         if self.incompat & _META_GROUPS and meta >= self._first_meta_group:
@@ -200,6 +214,9 @@ class Layout:
             extra = int.from_bytes(raw[128:130], "little")
             if extra > self._inode_size - _BASE_INODE_BYTES or extra % 4:
                 raise damaged(f"inode {number} has fields beyond its end")
+        # Of ctime, mtime and atime in this order, as far as the inode has them.
+        fields = min(max(extra - 4, 0) // 4, 3)
+        finer = struct.unpack(f"<{fields}I", raw[132 : 132 + 4 * fields]) + _NO_FINER[fields:]
         return Inode(
             number=number,
             mode=mode,
@@ -210,20 +227,17 @@ class Layout:
             nlink=nlink,
             flags=flags,
             block=raw[40:100],
-            ctime_ns=_time(ctime, raw, 132, extra),
-            mtime_ns=_time(mtime, raw, 136, extra),
-            atime_ns=_time(atime, raw, 140, extra),
+            ctime_ns=_time(ctime, finer[0]),
+            mtime_ns=_time(mtime, finer[1]),
+            atime_ns=_time(atime, finer[2]),
             attributes=raw[_BASE_INODE_BYTES + extra :] if extra else b"",
             attribute_block=attribute_block,
         )
 
 
-def _time(seconds: int, raw: bytes, at: int, extra: int) -> int:
-    """Signed seconds, two more bits of epoch and 30 of nanoseconds where the inode has them."""
-    if at + 4 > _BASE_INODE_BYTES + extra:
-        return seconds * 1_000_000_000
-    more = int.from_bytes(raw[at : at + 4], "little")
-    return (seconds + ((more & 3) << 32)) * 1_000_000_000 + (more >> 2)
+def _time(seconds: int, finer: int) -> int:
+    """Signed seconds, two more bits of epoch and 30 of nanoseconds."""
+    return (seconds + ((finer & 3) << 32)) * 1_000_000_000 + (finer >> 2)
 
 
 def _has_backup(group: int) -> int:

@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from atoll.filesystems.rows import Row
 
 Journal = Literal["clean", "replayed"]
 """`replayed`: the journal held changes and they are part of what is read, in memory only."""
@@ -33,8 +36,7 @@ class Entry:
     text, `device` (major, minor) of a device node. `xattrs` is None where they
     were not asked for; POSIX ACLs are among them in the kernel's encoding.
     `allocated_bytes` is what it takes on its volume, less than `size` for a
-    file with holes. `places` is where a file's content lies, ascending, the rest
-    being holes; None where that has to be asked for by itself.
+    file with holes.
     """
 
     path: str
@@ -52,7 +54,6 @@ class Entry:
     device: tuple[int, int] | None = None
     xattrs: tuple[tuple[str, bytes], ...] | None = None
     allocated_bytes: int = 0
-    places: tuple["Placed", ...] | None = None
 
     @property
     def name(self) -> str:
@@ -135,19 +136,19 @@ class FileSystem(Protocol):
         """Extended attributes and POSIX ACLs, in the kernel's encoding."""
         ...
 
-    def node(self, inode: int) -> Entry:
-        """The entry of an inode, as `children` gives it; its path is `/`."""
+    def node(self, inode: int) -> "Row":
+        """The entry of an inode, as `children` gives it, without a name."""
         ...
 
     def attributes(self, inode: int) -> dict[str, bytes]:
         """All extended attributes and POSIX ACLs of an inode."""
         ...
 
-    def children(self, inode: int) -> Iterator[Entry | Fault]:
-        """What is in a directory, by its inode number; the paths are `/NAME`.
+    def children(self, inode: int) -> Iterator["Row"]:
+        """What is in a directory, by its inode number.
 
-        Extended attributes and places are there where they are small. A Fault is
-        about one name, or about all that follow when its path is `/`.
+        Extended attributes and places are there where they are small. UnsupportedFormatError
+        for a damaged or absurdly large directory, perhaps in the middle.
         """
         ...
 

@@ -29,6 +29,7 @@ PARSERS = {
 _BATCH_ENTRIES = 128
 _BATCH_BYTES = 1 << 20
 _BATCH_PLACES = 4096
+_BATCH_ROWS_BYTES = 64 << 10
 _MAX_ROW_BYTES = wire.MAX_FRAME_BYTES - 2 * _BATCH_BYTES
 _CPU_PER_FRAME_SECONDS = 120.0
 _CACHE_BLOCK_BYTES = 128 << 10
@@ -116,12 +117,13 @@ class ChannelBlocks:
 
 def _records(
     volume: Volume, verb: str, where: str | int
-) -> Iterator[Entry | Data | Placed | Fault]:
+) -> Iterator[Entry | Data | Placed | Fault | bytes]:
+    """What answers a question; bytes are rows (see `rows.py`)."""
     path = where if isinstance(where, str) else "/"
     inode = where if isinstance(where, int) else find(volume, path)
     match verb:
         case "node":
-            yield detailed(volume, volume.entry(inode, path))
+            yield detailed(volume, b"", volume.entry(inode, path))
         case "attributes":
             yield replace(volume.entry(inode, path), xattrs=volume.xattrs(inode))
         case "children":
@@ -149,10 +151,14 @@ def _records(
 def _answer(channel: Channel, volume: Volume, verb: str, where: str | int) -> None:
     batch: list[bytes] = []
     places: list[Placed] = []
+    rows = bytearray()
     size = 0
 
     def flush() -> None:
         nonlocal size
+        if rows:
+            channel.send(Kind.ROWS, bytes(rows))
+            rows.clear()
         if places:
             channel.send(Kind.PLACES, wire.encode_places(places))
             places.clear()
@@ -165,7 +171,11 @@ def _answer(channel: Channel, volume: Volume, verb: str, where: str | int) -> No
         channel.send(Kind.FAULT, json.dumps(about).encode())
 
     for record in _records(volume, verb, where):
-        if isinstance(record, Placed):
+        if isinstance(record, bytes):
+            rows += record
+            if len(rows) >= _BATCH_ROWS_BYTES:
+                flush()
+        elif isinstance(record, Placed):
             if batch:
                 flush()
             places.append(record)

@@ -15,6 +15,7 @@ from typing import Self
 from atoll.filesystems import wire
 from atoll.filesystems.detect import SUPPORTED, detect
 from atoll.filesystems.interface import Blocks, Data, Entry, EntryKind, Fault, Journal, Placed
+from atoll.filesystems.rows import Row, checked
 from atoll.filesystems.wire import Kind
 from atoll.model.errors import AtollError, NotFoundInPointError, UnsupportedFormatError
 
@@ -46,6 +47,10 @@ def open_filesystem(reader: Blocks, limits: Limits | None = None) -> "FileSystem
     if not content.supported:
         raise content.refusal()
     return FileSystemSession(reader, content.kind, limits or Limits())
+
+
+class ParserEndedError(UnsupportedFormatError):
+    """The parser's process ended: it crashed, or somebody killed it."""
 
 
 class FileSystemSession:
@@ -157,28 +162,27 @@ class FileSystemSession:
     def export(self, path: str) -> Iterator[Entry | Data | Fault]:
         """Everything at and below `path` in one pass; see FileSystem.export."""
         for record in self._command("export", path):
-            if isinstance(record, Placed):
+            if isinstance(record, Placed | Row):
                 raise self._stop("places where content was asked for")
             yield record
 
-    def node(self, inode: int) -> Entry:
-        """The entry of an inode; see FileSystem.node."""
-        return self._single("node", inode)
+    def node(self, inode: int) -> Row:
+        """The entry of an inode, with details; see FileSystem.node."""
+        found = list(self._command("node", inode))
+        if len(found) != 1 or not isinstance(found[0], Row):
+            raise self._stop("no single answer to a question about one inode")
+        return found[0]
 
     def attributes(self, inode: int) -> dict[str, bytes]:
         """All extended attributes of an inode, however large."""
         return dict(self._single("attributes", inode).xattrs or ())
 
-    def children(self, inode: int) -> Generator[Entry | Fault, None, None]:
+    def children(self, inode: int) -> Generator[Row, None, None]:
         """What is in a directory; see FileSystem.children."""
         for record in self._command("children", inode):
-            match record:
-                case Entry() if record.path.count("/") == 1 and record.path != "/":
-                    yield record
-                case Fault():
-                    yield record
-                case _:
-                    raise self._stop("what is no name of a directory")
+            if not isinstance(record, Row):
+                raise self._stop("what is no name of a directory")
+            yield record
 
     def layout(self, inode: int) -> Generator[Placed | Data, None, None]:
         """Where a file's content lies; see FileSystem.layout."""
@@ -203,7 +207,7 @@ class FileSystemSession:
 
     def _command(
         self, verb: str, where: str | int
-    ) -> Generator[Entry | Data | Placed | Fault, None, None]:
+    ) -> Generator[Entry | Data | Placed | Fault | Row, None, None]:
         if self._busy:
             raise RuntimeError("a file system session serves one iterator at a time")
         if self._process is None:
@@ -212,7 +216,7 @@ class FileSystemSession:
         finished = False
         try:
             self._send(Kind.COMMAND, json.dumps([verb, where]).encode())
-            yield from self._records()
+            yield from self._records(named=verb == "children")
             finished = True
         except _AnsweredError as refused:
             finished = True
@@ -222,7 +226,7 @@ class FileSystemSession:
             if not finished:
                 self.close()
 
-    def _records(self) -> Iterator[Entry | Data | Placed | Fault]:
+    def _records(self, *, named: bool) -> Iterator[Entry | Data | Placed | Fault | Row]:
         entries = end = size = places = 0
         while True:
             kind, payload = self._result()
@@ -236,8 +240,13 @@ class FileSystemSession:
                         raise self._stop("more entries than a file system may have here")
                     for row in rows:
                         end, size = 0, row.size
-                        self._placed(row.places or (), 0, size)
                         yield row
+                case Kind.ROWS:
+                    for each in self._rows(payload, named=named):
+                        entries += 1
+                        if entries > self._limits.entries:
+                            raise self._stop("more entries than a file system may have here")
+                        yield each
                 case Kind.DATA:
                     data = wire.decode_data(payload)
                     if data.offset < end or data.offset + len(data.content) > size:
@@ -255,6 +264,13 @@ class FileSystemSession:
                     yield wire.decode_fault(payload)
                 case _:
                     raise self._stop("a frame out of turn")
+
+    def _rows(self, payload: bytes, *, named: bool) -> Iterator[Row]:
+        try:
+            yield from checked(payload, self._reader.size_bytes, named=named)
+        except UnsupportedFormatError:
+            self.close()
+            raise
 
     def _placed(self, places: Sequence[Placed], end: int, size: int) -> int:
         """Where the last of these pieces of a file ends; each behind the one before, all on the volume."""
@@ -378,7 +394,7 @@ class FileSystemSession:
     def _ended(self) -> AtollError:
         code = None if self._process is None else self._process.wait()
         self.close()
-        return UnsupportedFormatError(
+        return ParserEndedError(
             f"The parser of the {self._detected} file system ended unexpectedly (status {code});"
             " the file system is damaged, or this machine cannot run the parser:"
             " restore the whole disk instead."

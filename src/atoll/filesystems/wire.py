@@ -41,6 +41,7 @@ class Kind(IntEnum):
     END = 8
     ERROR = 9
     PLACES = 10
+    ROWS = 11
 
 
 def encode_entry(entry: Entry) -> list[object]:
@@ -62,7 +63,6 @@ def encode_entry(entry: Entry) -> list[object]:
         entry.device,
         None if xattrs is None else [(name, value.hex()) for name, value in xattrs],
         entry.allocated_bytes,
-        entry.places,
     ]
 
 
@@ -161,9 +161,9 @@ def _path(value: object) -> str:
 
 
 def _entry(row: object) -> Entry:
-    if not isinstance(row, list) or len(row) != 16:
+    if not isinstance(row, list) or len(row) != 15:
         raise distrust("a malformed entry")
-    target, device, xattrs, allocated, places = row[11:]
+    target, device, xattrs, allocated = row[11:]
     if not isinstance(row[1], str) or row[1] not in _KINDS:
         raise distrust("an unknown kind of entry")
     mtime, atime, ctime = (
@@ -191,19 +191,7 @@ def _entry(row: object) -> Entry:
         device,
         None if xattrs is None else _xattrs(xattrs),
         _number(allocated, 0, 1 << 63),
-        None if places is None else _places(places),
     )
-
-
-def _places(value: object) -> tuple[Placed, ...]:
-    if not isinstance(value, list):
-        raise distrust("a malformed layout")
-    result = []
-    for place in value:
-        if not isinstance(place, list) or len(place) != 3:
-            raise distrust("a malformed layout")
-        result.append(Placed(*(_number(number, 0, 1 << 63) for number in place)))
-    return tuple(result)
 
 
 def _xattrs(value: object) -> tuple[tuple[str, bytes], ...]:

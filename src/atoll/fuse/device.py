@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import subprocess
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from atoll.model.errors import MountError
 KIND = "fuse.atoll"
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 0x1, 0x2, 0x4, 0x8
 _MS_REMOUNT, _MS_NOSYMFOLLOW, _MS_BIND = 0x20, 0x100, 0x1000
+_ANSWER_SECONDS = 5.0
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
@@ -108,12 +110,23 @@ def mounts() -> list[Path]:
 
 
 def is_dead(directory: Path) -> bool:
-    """Whether a mount lies there whose process is gone."""
-    try:
-        directory.stat()
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED) and directory in mounts()
-    return False
+    """Whether a mount lies there whose process is gone; one that gives no answer in time is not."""
+    if directory not in mounts():
+        return False
+    met: list[OSError] = []
+
+    def ask() -> None:
+        try:
+            # Not stat, which the kernel answers from what it remembers.
+            os.statvfs(directory)
+        except OSError as error:
+            met.append(error)
+
+    # By a thread, for a process that is stopped would keep whoever asks waiting for ever.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_ANSWER_SECONDS)
+    return any(error.errno in (errno.ENOTCONN, errno.ECONNABORTED) for error in met)
 
 
 def clear_dead() -> list[Path]:

@@ -1,15 +1,23 @@
 """What a tree must offer to be mounted: nodes, as a kernel sees them."""
 
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+LEAST_OWN_NUMBER = 1 << 32
+"""Numbers that nodes have of themselves begin here; the server gives smaller ones to the others."""
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+
+class Moment(NamedTuple):
+    """A time: seconds since the epoch, which may be negative, and nanoseconds after that."""
+
+    seconds: int
+    nanos: int
+
+
+class Attributes(NamedTuple):
     """What stat(2) says. `inode` is unique in the tree; `mode` has the kind and the permissions.
 
-    Times are nanoseconds since the epoch and may be negative; `device` is (major, minor).
+    `device` is (major, minor).
     """
 
     inode: int
@@ -19,9 +27,9 @@ class Attributes:
     nlink: int
     uid: int
     gid: int
-    mtime_ns: int
-    atime_ns: int
-    ctime_ns: int
+    mtime: Moment
+    atime: Moment
+    ctime: Moment
     device: tuple[int, int] = (0, 0)
 
 
@@ -39,7 +47,21 @@ class Node(Protocol):
 
     Each call may raise OSError, whose number the reader gets, or any AtollError.
     `key` is equal for two nodes that are the same, as the names of a hard-linked file are.
+    `number` is None, or a number of its own by which the tree finds it again (`FindNode`):
+    then nothing is kept of it while the kernel knows it.
+    `lane` is what answering may have to wait for; nodes of one lane keep no others waiting.
+    None is for nodes that never wait.
     """
+
+    @property
+    def number(self) -> int | None:
+        """What the tree finds it by."""
+        ...
+
+    @property
+    def lane(self) -> Hashable:
+        """Whom its requests may wait for."""
+        ...
 
     @property
     def key(self) -> Hashable:
@@ -80,4 +102,16 @@ class Node(Protocol):
 
     def xattrs(self) -> Mapping[bytes, bytes]:
         """Extended attributes, POSIX ACLs among them in the kernel's encoding."""
+        ...
+
+
+class FindNode(Protocol):
+    """How a tree finds the nodes that have numbers of their own."""
+
+    def lane(self, number: int) -> Hashable:
+        """The lane of the node, which may be asked for before the node is."""
+        ...
+
+    def node(self, number: int) -> Node | None:
+        """The node, which may have to wait in its lane; None for a number never given."""
         ...

@@ -29,7 +29,6 @@ _OPEN = struct.Struct("=QIi")
 _READ = struct.Struct("=QQI")
 _SEEK = struct.Struct("=QQI")
 _SIZE = struct.Struct("=II")
-_NANOS = 1_000_000_000
 
 _ASYNC_READ, _READDIRPLUS, _ASYNC_DIRECT = 1 << 0, 1 << 13, 1 << 15
 _PARALLEL_DIRECTORIES, _MAX_PAGES, _CACHE_SYMLINKS = 1 << 18, 1 << 22, 1 << 23
@@ -124,6 +123,11 @@ def forgotten(request: Request) -> list[tuple[int, int]]:
     return list(struct.iter_unpack("=QQ", request.body[8 : 8 + 16 * count]))
 
 
+def interrupted(body: bytes) -> int:
+    """Which request an INTERRUPT is about."""
+    return int(struct.unpack_from("=Q", body)[0])
+
+
 def xattr_wanted(body: bytes) -> tuple[int, bytes]:
     """(room in bytes, name) of GETXATTR; the name is empty for LISTXATTR."""
     return _SIZE.unpack_from(body)[0], name_of(body[_SIZE.size :])
@@ -147,8 +151,8 @@ def init_answer(body: bytes) -> bytes:
         min(minor, MINOR),
         readahead,
         flags & 0xFFFFFFFF,
-        64,  # requests in the background
-        48,  # from which on the kernel calls the file system congested
+        1024,  # requests in the background: those of a slow guest must leave others room
+        768,  # from which on the kernel calls the file system congested
         MAX_READ_BYTES,
         1,  # nanoseconds
         MAX_READ_BYTES // 4096,
@@ -203,13 +207,11 @@ def size_answer(size: int) -> bytes:
 def _packed(a: Attributes) -> bytes:
     major, minor = a.device
     device = (minor & 0xFF) | (major & 0xFFF) << 8 | (minor & ~0xFF & 0xFFFFFFFF) << 12
-    (atime, atime_ns), (mtime, mtime_ns), (ctime, ctime_ns) = (
-        divmod(moment, _NANOS) for moment in (a.atime_ns, a.mtime_ns, a.ctime_ns)
-    )
     return _ATTRIBUTES.pack(
         a.inode,
         a.size,
         -(-a.allocated_bytes // 512),
-        *(atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns),
+        *(a.atime.seconds, a.mtime.seconds, a.ctime.seconds),
+        *(a.atime.nanos, a.mtime.nanos, a.ctime.nanos),
         *(a.mode, a.nlink, a.uid, a.gid, device & 0xFFFFFFFF, 4096, 0),
     )

@@ -8,14 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from atoll.fuse import device, protocol
-from atoll.fuse.interface import Attributes, Node
+from atoll.fuse.interface import Attributes, FindNode, Node
+from atoll.fuse.lanes import Lanes
 from atoll.fuse.nodes import NodeTable
 from atoll.fuse.protocol import Operation, Request
 from atoll.model.errors import AtollError, MountError, NotFoundInPointError
 
-_MAX_THREADS = 64
+_MAX_THREADS = 256
 _SPARE_THREADS = 8
-_NEVER_ANSWERED = (Operation.FORGET, Operation.BATCH_FORGET, Operation.INTERRUPT)
+_AT_ONCE = (
+    Operation.STATFS,
+    Operation.RELEASE,
+    Operation.RELEASEDIR,
+    Operation.FLUSH,
+    Operation.DESTROY,
+)
 
 OnFailure = Callable[[AtollError], None]
 """Told of each AtollError that a reader met as an errno."""
@@ -24,8 +31,9 @@ OnFailure = Callable[[AtollError], None]
 class FuseServer:
     """A tree mounted on a directory. Enter to mount, leave to unmount.
 
-    Requests are answered side by side; one that waits, for a slow disk or a
-    slow parser, keeps no other waiting until 64 of them do.
+    Requests are answered side by side; those that wait, for a slow disk or a
+    slow parser, keep only others of their lane waiting. `find` finds the nodes
+    that have numbers of their own.
     """
 
     def __init__(
@@ -34,10 +42,12 @@ class FuseServer:
         directory: Path,
         *,
         source: str,
+        find: FindNode | None = None,
         allow_other: bool = False,
         on_failure: OnFailure | None = None,
     ) -> None:
-        self._table = NodeTable(root)
+        self._table = NodeTable(root, find)
+        self._lanes = Lanes(_MAX_THREADS)
         self._directory = directory
         self._source = source
         self._allow_other = allow_other
@@ -72,6 +82,7 @@ class FuseServer:
         """Unmount, whoever still reads, and wait until the last request is answered."""
         if not self._ended.is_set():
             self.was_in_use = not device.let_go(self._directory)
+        self._lanes.close()
         os.close(self._stop[1])
         for thread in list(self._threads):
             thread.join()
@@ -99,7 +110,13 @@ class FuseServer:
         thread = threading.Thread(target=self._serve, name="fuse", daemon=True)
         self._threads.add(thread)
         self._idle += 1
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the system gives no more
+            self._threads.discard(thread)
+            self._idle -= 1
+            if not self._threads:
+                raise
 
     def _serve(self) -> None:
         buffer = bytearray(protocol.REQUEST_BYTES)
@@ -114,7 +131,7 @@ class FuseServer:
                 if length == 0:
                     return
                 self._taken()
-                self._answer(protocol.parse(view[:length]))
+                self._work(protocol.parse(view[:length]))
                 if not self._done():
                     return
         finally:
@@ -150,12 +167,32 @@ class FuseServer:
             self._idle += 1
             return True
 
-    def _answer(self, request: Request) -> None:
-        if request.operation in _NEVER_ANSWERED:
-            if request.operation != Operation.INTERRUPT:
+    def _work(self, request: Request) -> None:
+        """Answer a request and then those that waited for it, unless it has to wait itself."""
+        match request.operation:
+            case Operation.FORGET | Operation.BATCH_FORGET:
                 for number, answers in protocol.forgotten(request):
                     self._table.forget(number, answers)
+                return
+            case Operation.INTERRUPT:
+                unique = protocol.interrupted(request.body)
+                if self._lanes.withdraw(unique):
+                    self._send(unique, b"", errno.EINTR)
+                return
+        lane = None if request.operation in _AT_ONCE else self._table.lane(request.node)
+        if lane is None:
+            self._answer(request)
             return
+        if not self._lanes.admit(lane, request):
+            return
+        following: Request | None = request
+        while following is not None:
+            try:
+                self._answer(following)
+            finally:
+                following = self._lanes.done(lane)
+
+    def _answer(self, request: Request) -> None:
         number, body = 0, b""
         try:
             body = self._result(request)
@@ -182,16 +219,18 @@ class FuseServer:
         try:
             os.writev(self._device, [head, body] if body else [head])
         except OSError as failure:
-            # The reader was killed meanwhile, or the tree unmounted: nobody waits for this.
+            # The reader was killed meanwhile, or the tree unmounted: nobody waits for this. Whatever
+            # else the kernel does not like about an answer, its reader has got an error.
             if failure.errno not in (errno.ENOENT, errno.ENODEV, errno.EINTR):
-                raise
+                self._on_failure(
+                    AtollError(
+                        f"The kernel refused an answer ({failure.strerror}); this is a defect of Atoll."
+                    )
+                )
 
     def _result(self, request: Request) -> bytes:
-        match request.operation:
-            case Operation.STATFS:
-                return protocol.statfs_answer()
-            case Operation.RELEASE | Operation.RELEASEDIR | Operation.FLUSH | Operation.DESTROY:
-                return b""
+        if request.operation in _AT_ONCE:
+            return protocol.statfs_answer() if request.operation == Operation.STATFS else b""
         node = self._table.node(request.node)
         if node is None:
             raise OSError(errno.ESTALE, "unknown node")
@@ -206,10 +245,12 @@ class FuseServer:
                 return protocol.attributes_answer(node.attributes())
             case Operation.READLINK:
                 return node.target()
-            case Operation.OPEN | Operation.OPENDIR:
-                return protocol.open_answer(
-                    uncached=node.uncached, directory=request.operation == Operation.OPENDIR
-                )
+            case Operation.OPEN:
+                return protocol.open_answer(uncached=node.uncached, directory=False)
+            case Operation.OPENDIR:
+                # Fails here if at all: some backup software takes an error of readdir for the end.
+                next(node.names(0), None)
+                return protocol.open_answer(uncached=node.uncached, directory=True)
             case Operation.READ:
                 return node.read(*protocol.range_of(body))
             case Operation.READDIR | Operation.READDIRPLUS:

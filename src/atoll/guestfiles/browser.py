@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
 from atoll.filesystems.interface import Data, Entry, EntryKind
-from atoll.filesystems.session import FileSystemSession, open_filesystem
+from atoll.filesystems.session import FileSystemSession, ParserEndedError, open_filesystem
 from atoll.guestfiles.mounts import (
     MAX_FSTAB_BYTES,
     GuestVolume,
@@ -225,6 +225,15 @@ class FileBrowser:
 
     def _fstab(self, volume: GuestVolume) -> bytes | None:
         try:
+            return self._read_fstab(volume)
+        except ParserEndedError:
+            # Killed, perhaps: without asking again another volume might be taken for the root.
+            with suppress(ParserEndedError):
+                return self._read_fstab(volume)
+            return None
+
+    def _read_fstab(self, volume: GuestVolume) -> bytes | None:
+        try:
             # Every volume is asked, and most are never looked into again.
             with _open(volume) as session:
                 entry = session.stat("/etc/fstab")
@@ -234,6 +243,8 @@ class FileBrowser:
                 for offset, content in session.read("/etc/fstab"):
                     text[offset : offset + len(content)] = content
                 return bytes(text)
+        except ParserEndedError:
+            raise
         except (NotFoundInPointError, UnsupportedFormatError):
             # Not a root file system, or a damaged one; who asks for its files is told why.
             return None

@@ -1,10 +1,15 @@
-"""Answers about what never changes, kept up to a weight in bytes; refusals are kept like answers."""
+"""Answers about what never changes, kept up to a weight in bytes.
+
+Refusals are kept like answers, for they are about what never changes either; but not that a
+parser's process ended, which may have been killed by somebody.
+"""
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
+from atoll.filesystems.session import ParserEndedError
 from atoll.model.errors import UnsupportedFormatError
 
 A = TypeVar("A")
@@ -29,16 +34,23 @@ class Answers(Generic[A]):
         if kept is None:
             with self._lock:
                 making = self._making.setdefault(key, threading.Lock())
-            with making:
-                kept = self._look(key)
-                if kept is None:
-                    kept = self._make(key, make)
-            with self._lock:
-                self._making.pop(key, None)
+            try:
+                with making:
+                    kept = self._look(key)
+                    if kept is None:
+                        kept = self._make(key, make)
+            finally:
+                with self._lock:
+                    self._making.pop(key, None)
         answer = kept[0]
         if isinstance(answer, UnsupportedFormatError):
             raise answer
         return answer
+
+    def peek(self, key: Hashable) -> A | None:
+        """The answer if there is one already."""
+        kept = self._look(key)
+        return None if kept is None or isinstance(kept[0], UnsupportedFormatError) else kept[0]
 
     def _look(self, key: Hashable) -> tuple[A | UnsupportedFormatError, int] | None:
         with self._lock:
@@ -52,6 +64,8 @@ class Answers(Generic[A]):
         try:
             answer = make()
             weight = self._weigh(answer)
+        except ParserEndedError:
+            raise
         except UnsupportedFormatError as error:
             answer, weight = error.with_traceback(None), _REFUSAL_BYTES
         with self._lock:

@@ -2,19 +2,26 @@
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from atoll.filesystems.interface import Entry, Fault
-from atoll.filesystems.session import FileSystemSession, Limits, open_filesystem
+from atoll.filesystems.rows import Row
+from atoll.filesystems.session import (
+    FileSystemSession,
+    Limits,
+    ParserEndedError,
+    open_filesystem,
+)
+from atoll.filesystems.tree import MAX_NAMES
 from atoll.guestfiles.browser import FileBrowser
 from atoll.guestfiles.mounts import GuestVolume, MountTable
 from atoll.island.answers import Answers
 from atoll.island.layout import FileLayout
-from atoll.island.listing import Listing, Row
+from atoll.island.listing import Listing
 from atoll.island.pool import Pool
 from atoll.island.served import ServedVm
 from atoll.model.errors import NotFoundInPointError, UnsupportedFormatError
@@ -23,7 +30,7 @@ from atoll.model.readers import BlockReader
 
 A = TypeVar("A")
 
-_LIMITS = Limits(patience_seconds=20, entries=4_000_000)
+_LIMITS = Limits(patience_seconds=20, entries=MAX_NAMES)
 _LISTING_SECONDS = 600
 _OPEN_DISKS = 64
 _OPEN_GUESTS = 16
@@ -33,7 +40,8 @@ _MAX_HOLES = 200_000
 _LISTINGS_BYTES = 256 << 20
 _LAYOUTS_BYTES = 64 << 20
 _ENTRIES_BYTES = 16 << 20
-_ENTRY_BYTES = 1024
+_ENTRY_BYTES = 768  # beside the row itself
+_RECENT_LISTINGS = 32
 
 VolumeKey = tuple[int, str]
 """A VM by its place in the run, and a volume's address, `disk1:part2`."""
@@ -62,6 +70,8 @@ class Guests:
 
     Answers are by inode number and kept: a job that walks a tree asks a
     volume's parser once for each directory. Content never passes through it.
+    Of an entry nothing is kept but what its directory's listing holds: who
+    comes back to it by number is answered from there, or by the parser again.
     """
 
     def __init__(self, vms: Sequence[ServedVm]) -> None:
@@ -75,7 +85,11 @@ class Guests:
         )
         self._listings: Answers[Listing] = Answers(_LISTINGS_BYTES, lambda a: a.weight_bytes)
         self._layouts: Answers[FileLayout] = Answers(_LAYOUTS_BYTES, lambda a: a.weight_bytes)
-        self._entries: Answers[Entry] = Answers(_ENTRIES_BYTES, lambda _: _ENTRY_BYTES)
+        self._entries: Answers[Row] = Answers(
+            _ENTRIES_BYTES, lambda row: _ENTRY_BYTES + row.head.length
+        )
+        self._recent: dict[VolumeKey, OrderedDict[int, None]] = {}
+        self._remembering = threading.Lock()
         self._holes: Answers[tuple[Extent, ...]] = Answers(
             _LAYOUTS_BYTES, lambda holes: 512 + 80 * len(holes)
         )
@@ -113,41 +127,68 @@ class Guests:
         with self._guests.use(vm) as guest:
             yield guest
 
-    def root(self, volume: VolumeKey) -> Entry:
+    def root(self, volume: VolumeKey) -> Row:
         """The entry of a volume's root directory."""
 
-        def ask(session: FileSystemSession) -> Entry:
+        def ask(session: FileSystemSession) -> Row:
             return session.node(session.stat("/").inode)
 
         return self._entries.get((volume, "/"), lambda: self._ask(volume, ask))
+
+    def entry(self, volume: VolumeKey, inode: int) -> Row:
+        """The entry of an inode that was met before."""
+
+        def find() -> Row:
+            for directory in self._recently(volume):
+                listing = self._listings.peek((volume, directory))
+                row = None if listing is None else listing.by_inode(inode)
+                if row is not None:
+                    return row.alone()
+            return self._ask(volume, lambda session: session.node(inode))
+
+        return self._entries.get((volume, inode), find)
 
     def listing(self, volume: VolumeKey, inode: int) -> Listing:
         """What is in a directory."""
 
         def ask(session: FileSystemSession) -> Listing:
-            with closing(session.children(inode)) as records:
-                return Listing(_rows(records))
+            with closing(session.children(inode)) as rows:
+                return Listing(_in_time(rows))
 
-        return self._listings.get((volume, inode), lambda: self._ask(volume, ask))
+        listing = self._listings.get((volume, inode), lambda: self._ask(volume, ask))
+        with self._remembering:
+            recent = self._recent.setdefault(volume, OrderedDict())
+            recent[inode] = None
+            recent.move_to_end(inode)
+            if len(recent) > _RECENT_LISTINGS:
+                recent.popitem(last=False)
+        return listing
 
-    def layout(self, volume: VolumeKey, entry: Entry) -> FileLayout:
+    def _recently(self, volume: VolumeKey) -> list[int]:
+        """Directories of a volume by inode number, the one last looked into first."""
+        with self._remembering:
+            return list(reversed(self._recent.get(volume, ())))
+
+    def layout(self, volume: VolumeKey, entry: Row) -> FileLayout:
         """Where a file's content lies."""
 
         def ask(session: FileSystemSession) -> FileLayout:
             with closing(session.layout(entry.inode)) as pieces:
                 return FileLayout(entry.size, pieces)
 
-        if entry.places is not None:
-            return FileLayout(entry.size, entry.places)
+        places = entry.places
+        if places is not None:
+            return FileLayout(entry.size, places)
         return self._layouts.get((volume, entry.inode), lambda: self._ask(volume, ask))
 
-    def xattrs(self, volume: VolumeKey, entry: Entry) -> dict[str, bytes]:
+    def xattrs(self, volume: VolumeKey, entry: Row) -> dict[str, bytes]:
         """Extended attributes of an entry."""
-        if entry.xattrs is not None:
-            return dict(entry.xattrs)
+        known = entry.xattrs
+        if known is not None:
+            return dict(known)
         return self._ask(volume, lambda session: session.attributes(entry.inode))
 
-    def read(self, volume: VolumeKey, entry: Entry, offset: int, length: int) -> bytes:
+    def read(self, volume: VolumeKey, entry: Row, offset: int, length: int) -> bytes:
         """Bytes of a file, straight from its volume."""
         layout = self.layout(volume, entry)
         with self.guest(volume[0]) as guest:
@@ -155,16 +196,35 @@ class Guests:
 
     def _ask(self, volume: VolumeKey, question: Callable[[FileSystemSession], A]) -> A:
         """Ask a volume's parser; after five that had to be stopped the volume is given up."""
+        self._check_given_up(volume)
+        with self._parsers.use(volume) as parser, parser.lock:
+            # Again: those that waited before this one may have had the parser stopped.
+            self._check_given_up(volume)
+            try:
+                return self._put(volume, parser.session, question)
+            except ParserEndedError:
+                # Killed, perhaps, and for no fault of its own: another is asked once more.
+                return self._put(volume, parser.session, question)
+
+    def _put(
+        self,
+        volume: VolumeKey,
+        session: FileSystemSession,
+        question: Callable[[FileSystemSession], A],
+    ) -> A:
+        try:
+            return question(session)
+        except UnsupportedFormatError as error:
+            if not session.running:
+                strikes, _ = self._given_up.get(volume, (0, error))
+                self._given_up[volume] = (strikes + 1, error)
+            raise
+
+    def _check_given_up(self, volume: VolumeKey) -> None:
+        """UnsupportedFormatError when its parser had to be stopped too often."""
         strikes, last = self._given_up.get(volume, (0, None))
         if last is not None and strikes >= _MAX_STRIKES:
             raise last.with_traceback(None)
-        with self._parsers.use(volume) as parser, parser.lock:
-            try:
-                return question(parser.session)
-            except UnsupportedFormatError as error:
-                if not parser.session.running:
-                    self._given_up[volume] = (strikes + 1, error)
-                raise
 
     def _open_disk(self, key: tuple[int, int]) -> BlockReader:
         vm, disk = key
@@ -192,24 +252,12 @@ class Guests:
             return _Parser(session, stack.pop_all().close)
 
 
-def _rows(records: Iterator[Entry | Fault]) -> Iterator[Row]:
-    """What a listing keeps; a name that is damaged keeps its place in it."""
+def _in_time(rows: Iterator[Row]) -> Iterator[Row]:
     until = time.monotonic() + _LISTING_SECONDS
-    for number, record in enumerate(records):
-        if isinstance(record, Entry):
-            yield Row(_fs(record.path), record)
-        elif record.path == "/":
-            raise UnsupportedFormatError(record.reason)
-        elif not record.attributes_only:
-            name = _fs(record.path)
-            if name and b"/" not in name:
-                yield Row(name, None)
-        if number > _LIMITS.entries or time.monotonic() > until:
+    for row in rows:
+        yield row
+        if time.monotonic() > until:
             raise UnsupportedFormatError(
-                f"A directory has more than {_LIMITS.entries} entries or took more than"
-                f" {_LISTING_SECONDS} s to list; restore the whole disk to get at them."
+                f"A directory took more than {_LISTING_SECONDS} s to list; restore the whole disk to"
+                " get at what is in it."
             )
-
-
-def _fs(path: str) -> bytes:
-    return path[1:].encode("utf-8", "surrogateescape")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import lru_cache
 from hashlib import blake2b
 
-from atoll.fuse.interface import Attributes, Name, Node
+from atoll.fuse.interface import Attributes, Moment, Name, Node
 from atoll.island.guests import Guests
 
 DIRECTORY_MODE = stat.S_IFDIR | 0o555
@@ -36,12 +36,14 @@ def _hash(text: str) -> int:
 class Still(ABC):
     """A Node (see fuse/interface.py) that can do nothing yet: each kind overrides what it can."""
 
-    __slots__ = ("key",)
+    __slots__ = ("key", "lane")
 
+    number: int | None = None
     uncached = False
 
-    def __init__(self, key: Hashable) -> None:
+    def __init__(self, key: Hashable, lane: Hashable = None) -> None:
         self.key = key
+        self.lane = lane
 
     @abstractmethod
     def attributes(self) -> Attributes:
@@ -76,7 +78,7 @@ class Still(ABC):
 
 
 def _made(source: str, mode: int, size: int, at: float, nlink: int = 1) -> Attributes:
-    moment = int(at * 1e9)
+    moment = Moment(*divmod(int(at * 1e9), 1_000_000_000))
     return Attributes(
         inode=inode_number(source),
         mode=mode,
@@ -85,9 +87,9 @@ def _made(source: str, mode: int, size: int, at: float, nlink: int = 1) -> Attri
         nlink=nlink,
         uid=os.geteuid(),
         gid=os.getegid(),
-        mtime_ns=moment,
-        atime_ns=moment,
-        ctime_ns=moment,
+        mtime=moment,
+        atime=moment,
+        ctime=moment,
     )
 
 
@@ -103,8 +105,9 @@ class Directory(Still):
         at: float,
         fill: Callable[[], Mapping[bytes, Node | None]],
         open_: Callable[[bytes], Node] | None = None,
+        lane: Hashable = None,
     ) -> None:
-        super().__init__(source)
+        super().__init__(source, lane)
         self._attributes = _made(source, DIRECTORY_MODE, 0, at, 2)
         self._fill = fill
         self._open = open_
@@ -156,7 +159,7 @@ class DiskFile(Still):
     def __init__(
         self, source: str, at: float, guests: Guests, vm: int, disk: int, size: int
     ) -> None:
-        super().__init__(source)
+        super().__init__(source, ("image", vm))
         self._attributes = _made(source, _FILE_MODE, size, at)
         self._guests = guests
         self._place = (vm, disk)

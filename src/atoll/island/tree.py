@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from atoll.fuse.interface import Node
 from atoll.guestfiles.mounts import GuestVolume
 from atoll.island.descriptor import descriptor_text, flat_name, safe_name
-from atoll.island.guest_tree import MountPoint, mount_points, root_node
+from atoll.island.guest_tree import MountPoint, Views, guest_lane, mount_points
 from atoll.island.guests import Guests
 from atoll.island.nodes import Directory, DiskFile, SmallFile
 from atoll.island.pool import Pool
@@ -19,10 +19,14 @@ NOT_READ = b"not-read.txt"
 
 
 class ServedTree:
-    """The tree and what is open for it; `root` is its node. Close it when no reader is left."""
+    """The tree and what is open for it; `root` is its node, `views` finds those with own numbers.
+
+    Close it when no reader is left.
+    """
 
     def __init__(self, vms: Sequence[ServedVm]) -> None:
         self.guests = Guests(vms)
+        self.views = Views(self.guests)
         self._vms = vms
         self._folders: Pool[int, Mapping[bytes, Node | None]] = Pool(
             _KEPT_FOLDERS, self._image_files, lambda folder: None
@@ -41,15 +45,24 @@ class ServedTree:
     def _vm(self, number: int) -> Node:
         vm = self._vms[number]
         identity = vm.instance_uuid
-        image: Node = Directory(f"{identity}/image", vm.taken_at, lambda: self._image(number))
+        image: Node = Directory(
+            f"{identity}/image", vm.taken_at, lambda: self._image(number), lane=("image", number)
+        )
         volumes: Node = Directory(
             f"{identity}/volumes",
             vm.taken_at,
             lambda: self._volumes(number),
             lambda name: self._volume(number, name),
+            guest_lane(number),
         )
         inside: dict[bytes, Node | None] = {b"image": image, b"files": None, b"volumes": volumes}
-        return Directory(identity, vm.taken_at, lambda: inside, lambda _: self._files(number))
+        return Directory(
+            identity,
+            vm.taken_at,
+            lambda: inside,
+            lambda _: self._files(number),
+            ("vm", number),
+        )
 
     def _image(self, number: int) -> Mapping[bytes, Node | None]:
         with self._folders.use(number) as files:
@@ -98,8 +111,8 @@ class ServedTree:
                     f"No root file system that Atoll reads was found on the disks of"
                     f" {self._vms[number].name} ({held or 'no volumes'}); its image can be read."
                 )
-        return root_node(
-            self.guests, mount_points(f"{self._vms[number].instance_uuid}/files", number, mounts)
+        return self.views.root(
+            mount_points(f"{self._vms[number].instance_uuid}/files", number, mounts)
         )
 
     def _volumes(self, number: int) -> Mapping[bytes, Node | None]:
@@ -122,7 +135,7 @@ class ServedTree:
     def _volume(self, number: int, name: bytes) -> Node:
         address = name.decode().replace("-", ":", 1)
         view = f"{self._vms[number].instance_uuid}/volumes/{address}"
-        return root_node(self.guests, MountPoint(view, (number, address)))
+        return self.views.root(MountPoint(view, (number, address)))
 
 
 def _volume_name(volume: GuestVolume) -> bytes:

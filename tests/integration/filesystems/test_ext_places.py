@@ -5,29 +5,30 @@ import hashlib
 import pytest
 
 from atoll.blocks.readers import FileReader
-from atoll.filesystems.interface import Entry, EntryKind, Placed
+from atoll.filesystems.interface import EntryKind, Placed
+from atoll.filesystems.rows import Row
 from atoll.filesystems.session import FileSystemSession, open_filesystem
 
 pytestmark = pytest.mark.needs_root
 
 
-def tree(session: FileSystemSession) -> dict[bytes, Entry]:
+def tree(session: FileSystemSession) -> dict[bytes, Row]:
     """Every entry by its path, asked for by inode alone."""
-    found: dict[bytes, Entry] = {}
+    found: dict[bytes, Row] = {}
     todo = [(b"", session.node(session.stat("/").inode))]
     while todo:
         path, entry = todo.pop()
         found[path or b"/"] = entry
         if entry.kind is EntryKind.DIRECTORY:
             for child in list(session.children(entry.inode)):
-                assert isinstance(child, Entry), child
-                name = child.path.encode("utf-8", "surrogateescape")
-                todo.append((path + name, child))
+                assert child.kind is not None, child.name
+                todo.append((path + b"/" + child.name, child))
     return found
 
 
-def digest(session: FileSystemSession, reader: FileReader, entry: Entry) -> str:
-    pieces = session.layout(entry.inode) if entry.places is None else entry.places
+def digest(session: FileSystemSession, reader: FileReader, entry: Row) -> str:
+    known = entry.places
+    pieces = session.layout(entry.inode) if known is None else known
     hashed = hashlib.sha256()
     at = 0
     for piece in pieces:

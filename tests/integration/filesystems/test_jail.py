@@ -118,7 +118,7 @@ def places(*rows):
     send(ENTRIES, json.dumps([row]).encode())
     send(PLACES, b"".join(struct.pack("<3Q", *each) for each in rows))
 send(HELLO, json.dumps(["ext4", "", "", "clean"]).encode())
-row = ["/a", "file", 1, 420, 0, 0, 0, 0, 0, 1, 12, None, None, [], 0, None]
+row = ["/a", "file", 1, 420, 0, 0, 0, 0, 0, 1, 12, None, None, [], 0]
 os.read(0, 65536)
 """
 BEHAVIOURS = {
@@ -184,11 +184,6 @@ def test_a_parser_taken_over_is_stopped(
 
 
 LAYOUTS = {
-    "a place of two numbers": "row[15] = [[0, 1]]; send(ENTRIES, json.dumps([row]).encode())",
-    "a place outside the file": "row[15] = [[1, 1, 0]]; send(ENTRIES, json.dumps([row]).encode())",
-    "a place outside the image": (
-        "row[15] = [[0, 1, 1 << 20]]; send(ENTRIES, json.dumps([row]).encode())"
-    ),
     "places without a file": "send(PLACES, struct.pack('<3Q', 0, 1, 0))",
     "places of half a number": (
         "send(ENTRIES, json.dumps([row]).encode()); send(PLACES, bytes(25))"
@@ -221,6 +216,96 @@ def test_an_impossible_layout_is_not_believed(
         with pytest.raises(UnsupportedFormatError, match=r"layout|no metadata|10000 pieces"):
             list(session.layout(12))
         assert not session.running
+
+
+ROWS = """
+HEAD = "<IBBBxHHIIIIIIIQQQqqqIII"
+def entry(name=b"a", kind=1, known=3, mode=420, target=b"", places=(), xattrs=b"", size=4096,
+          inode=12, allocated=0, seconds=0, nanos=0, extra=0):
+    tail = name + target + b"".join(struct.pack("<3Q", *each) for each in places) + xattrs
+    return struct.pack(HEAD, struct.calcsize(HEAD) + len(tail) + extra, kind, known, len(places),
+        len(name), mode, len(target), len(xattrs), 1, 0, 0, 0, 0, inode, size, allocated,
+        seconds, 0, 0, 0, nanos, 0) + tail
+def xattr(name, value):
+    return struct.pack("<HI", len(name), len(value)) + name + value
+def rows(*entries):
+    send(11, b"".join(entries))
+"""
+IMPOSSIBLE_ROWS = {
+    "not even a head": "send(11, bytes(20))",
+    "all zeros": "send(11, bytes(1000))",
+    "a length beyond": "rows(entry(extra=1))",
+    "a short length": "rows(entry(extra=-1), entry())",
+    "no name": "rows(entry(name=b''))",
+    "a long name": "rows(entry(name=b'x' * 256))",
+    "dot-dot": "rows(entry(), entry(name=b'..'))",
+    "a path": "rows(entry(name=b'etc/passwd'))",
+    "NUL": "rows(entry(name=b'a\\0b'))",
+    "an unknown kind": "rows(entry(kind=8))",
+    "mode beyond": "rows(entry(mode=0o100644))",
+    "a huge size": "rows(entry(size=1 << 63))",
+    "a huge allocation": "rows(entry(allocated=1 << 63))",
+    "no inode": "rows(entry(inode=0))",
+    "the end of time": "rows(entry(seconds=1 << 50))",
+    "too many nanoseconds": "rows(entry(nanos=10 ** 9))",
+    "a symlink to nowhere": "rows(entry(kind=3))",
+    "NUL in a symlink": "rows(entry(kind=3, target=b'a\\0b'))",
+    "an endless symlink": "rows(entry(kind=3, target=b'a' * 65537))",
+    "a file with a target": "rows(entry(target=b'a'))",
+    "a directory with places": "rows(entry(kind=2, places=[(0, 1, 0)]))",
+    "places not told of": "rows(entry(known=0, places=[(0, 1, 0)]))",
+    "a place outside the file": "rows(entry(places=[(4096, 1, 0)]))",
+    "a place outside the image": "rows(entry(places=[(0, 1, 1 << 20)]))",
+    "a place that overflows": "rows(entry(places=[(0, (1 << 64) - 1, 8)]))",
+    "places out of order": "rows(entry(places=[(9, 1, 0), (0, 1, 0)]))",
+    "an empty place": "rows(entry(places=[(0, 0, 0)]))",
+    "half an attribute": "rows(entry(xattrs=b'abc'))",
+    "an attribute beyond": "rows(entry(xattrs=xattr(b'user.a', b'x')[:-1]))",
+    "a nameless attribute": "rows(entry(xattrs=xattr(b'', b'x')))",
+    "attributes not told of": "rows(entry(known=0, xattrs=xattr(b'user.a', b'x')))",
+    "details of what is damaged": "rows(entry(kind=0, target=b'a'))",
+    "rows for ever": "while True: rows(*[entry()] * 500)",
+    "an entry of another kind": "send(ENTRIES, json.dumps([row]).encode())",
+}
+
+
+@pytest.mark.parametrize("behaviour", list(IMPOSSIBLE_ROWS))
+def test_an_impossible_row_is_not_believed(
+    behaviour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    script = tmp_path / "hostile.py"
+    script.write_text(HOSTILE + ROWS + IMPOSSIBLE_ROWS[behaviour] + "\nsend(END)\nos.read(0, 1)\n")
+    monkeypatch.setattr(session_module, "PARSER", (str(script),))
+    limits = Limits(patience_seconds=20, entries=10_000)
+    with FileSystemSession(FileReader(image), "ext4", limits) as session:
+        with pytest.raises(UnsupportedFormatError, match="and was stopped"):
+            list(session.children(2))
+        assert not session.running
+
+
+def test_a_possible_row_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    script = tmp_path / "honest.py"
+    script.write_text(
+        HOSTILE
+        + ROWS
+        + "rows(entry(places=[(0, 1, (1 << 20) - 1)], xattrs=xattr(b'user.a', b'x'), seconds=-5),\n"
+        "     entry(name=b'l', kind=3, target=b'/etc'), entry(name=b'bad', kind=0))\nsend(END)\n"
+    )
+    monkeypatch.setattr(session_module, "PARSER", (str(script),))
+    with FileSystemSession(FileReader(image), "ext4", Limits()) as session:
+        file, link, bad = session.children(2)
+        assert (file.name, file.places, file.xattrs, file.head.mtime) == (
+            b"a",
+            ((0, 1, (1 << 20) - 1),),
+            (("user.a", b"x"),),
+            -5,
+        )
+        assert (link.name, link.target, link.kind) == (b"l", b"/etc", "symlink")
+        assert (bad.name, bad.kind) == (b"bad", None)
 
 
 def test_a_possible_layout_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

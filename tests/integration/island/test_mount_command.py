@@ -124,6 +124,25 @@ def test_a_killed_mount_is_dead_for_readers_and_cleared(site: Path, top: Path) -
     assert top not in device.mounts()
 
 
+def test_a_stopped_mount_keeps_nobody_waiting_who_clears_dead_ones(
+    site: Path, top: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_ANSWER_SECONDS", 0.2)
+    assert atoll(site, "mount", "db1@r1", top, "--background").returncode == 0
+    top.stat()  # remembered by the kernel, and no sign of life
+    server = server_of(top)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        assert not device.is_dead(top)
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert (top / "db1/files/data").read_bytes() == (site / "files/data").read_bytes()
+    os.kill(server, signal.SIGKILL)
+    while not device.is_dead(top):
+        pass
+    assert top in device.clear_dead()
+
+
 def test_in_the_foreground_it_ends_by_a_signal(site: Path, top: Path) -> None:
     command = [ATOLL, "--config", str(site / "atoll.toml"), "mount", "db1@r1", str(top)]
     with subprocess.Popen(

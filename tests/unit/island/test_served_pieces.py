@@ -9,12 +9,13 @@ import pytest
 
 from atoll.blocks.vmdk import parse_descriptor
 from atoll.filesystems.interface import Data, Entry, EntryKind, Placed
+from atoll.filesystems.rows import Row, pack, pack_damaged
 from atoll.island import listing as listing_module
 from atoll.island.answers import Answers
 from atoll.island.descriptor import descriptor_text, flat_name, safe_name
 from atoll.island.guest_tree import mount_points
 from atoll.island.layout import FileLayout
-from atoll.island.listing import Listing, Row
+from atoll.island.listing import Listing
 from atoll.island.nodes import inode_number
 from atoll.island.pool import Pool
 from atoll.island.tree import vm_names
@@ -58,11 +59,16 @@ def test_content_outside_blocks_is_bounded() -> None:
         FileLayout(1 << 40, pieces)
 
 
+def row(name: bytes, inode: int) -> Row:
+    """A file's row, or that of a damaged name where the inode is 0."""
+    if inode == 0:
+        return Row(pack_damaged(name))
+    return Row(pack(name, replace(ENTRY, inode=inode), (("user.n", name),), None))
+
+
 @pytest.mark.parametrize("count", [0, 1, 300, 5000])
 def test_a_listing_gives_back_what_it_was_given(count: int) -> None:
-    rows = [
-        Row(b"n%06d\xff" % n, replace(ENTRY, inode=n + 1) if n % 7 else None) for n in range(count)
-    ]
+    rows = [row(b"n%06d\xff" % n, n * 3 % 7919 if n % 7 else 0) for n in range(count)]
     listing = Listing(iter(rows))
     assert len(listing) == count
     assert list(listing.rows()) == rows
@@ -70,12 +76,25 @@ def test_a_listing_gives_back_what_it_was_given(count: int) -> None:
         assert list(listing.rows(start)) == rows[start:]
     assert all(listing.find(row.name) == row for row in rows)
     assert listing.find(b"none") is None
+    assert all(listing.by_inode(row.inode) == row for row in rows if row.inode)
+    assert listing.by_inode(0) is None
+    assert listing.by_inode(7919) is None
+
+
+def test_long_rows_make_short_chunks() -> None:
+    rows = [
+        Row(pack(b"%d" % n, replace(ENTRY, inode=n + 1), (("user.n", bytes(8000)),), None))
+        for n in range(300)
+    ]
+    listing = Listing(iter(rows))
+    assert list(listing.rows(1)) == rows[1:]
+    assert listing.find(b"299") == rows[299]
 
 
 def test_names_with_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing_module, "_hash", lambda name: 1)
-    listing = Listing([Row(b"a", ENTRY), Row(b"b", None)])
-    assert listing.find(b"b") == Row(b"b", None)
+    listing = Listing([row(b"a", 1), row(b"b", 0)])
+    assert listing.find(b"b") == row(b"b", 0)
     assert listing.find(b"c") is None
 
 
