@@ -2,16 +2,15 @@
 
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 from atoll.model.points import Evidence
 from atoll.model.progress import Progress
 from atoll.nbd.exports import Export
 from atoll.nbd.listening import UnixAddress
+from atoll.nbd.passing import passing_socket
 from atoll.nbd.server import NbdServer
 from atoll.recovery.prove import prove
 from atoll.recovery.sandbox import SandboxLimits
@@ -34,9 +33,8 @@ def prove_point(site: Site, reference: str, timeout_seconds: float, progress: Pr
             reader = repository.open_disk(image)
             stack.callback(reader.close)
             exports.append(Export(f"disk{number}", reader, image.label))
-        # A short name: a UNIX socket's path has 107 bytes.
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atoll-nbd-")))
-        server = stack.enter_context(NbdServer(exports, UnixAddress(place / "nbd.sock")))
+        socket = stack.enter_context(passing_socket())
+        server = stack.enter_context(NbdServer(exports, UnixAddress(socket)))
         disks = [(export.description, server.uri(export.name)) for export in exports]
         evidence = prove(
             point, disks, timeout_seconds, site.work_directory, progress, limits_of(point.vmx)
