@@ -24,7 +24,7 @@ from atoll.island.presentation import Island, island_host
 from atoll.island.runs import find_run
 from atoll.model.consistency import Consistency, ConsistencyProof
 from atoll.storage.drivers.embedded import create_pool, open_embedded
-from atoll.storage.interface import StorageEngine
+from atoll.storage.engine import ManagedEngine
 from atoll.vsphere.client import VCenter, VCenterSettings
 from atoll_lab.blueprint import HOSTS
 from atoll_lab.pool import create_loop_pool, destroy, image
@@ -47,17 +47,20 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Farm:
-    """The storage, vCenter, and what the VMs are called."""
+    """The storage with its pool, vCenter with its settings, and what the VMs are called."""
 
-    engine: StorageEngine
+    engine: ManagedEngine
+    pool: Path
     vcenter: VCenter
+    settings: VCenterSettings
+    control: Control
     names: tuple[str, ...]
 
 
 def farm_figures() -> list[Figure]:
     """`thousand_vm_refresh_seconds` is a refresh of placeholders that are there, as on every day."""
     directory = tempfile.TemporaryDirectory(prefix="atoll-bench-", dir="/var/tmp")
-    with directory as name, _farm(Path(name)) as farm:
+    with directory as name, farm_of_vms(Path(name)) as farm:
         placeholders = farm.vcenter.placeholders(ISLAND.name, "island1-local", "Atoll")
         volumes = farm.vcenter.island_volumes(ISLAND.name)
         host = island_host(farm.vcenter.inventory().hosts, ISLAND.name)
@@ -66,7 +69,7 @@ def farm_figures() -> list[Figure]:
         for run in ("first", "second"):
             say(f"the {run} refresh of {VMS} placeholders")
             planning = time.monotonic()
-            _capture(farm, run)
+            capture(farm, run)
             seconds[f"{run} plan"] = time.monotonic() - planning
             began = time.monotonic()
             captured = find_run(farm.engine, run)
@@ -89,7 +92,7 @@ def farm_figures() -> list[Figure]:
     ]
 
 
-def _capture(farm: Farm, run: str) -> None:
+def capture(farm: Farm, run: str) -> None:
     """What a run leaves on the storage, without its holds."""
     inventory = farm.vcenter.inventory()
     plan = make_plan(run, farm.names, inventory, farm.engine.groups(), ())
@@ -101,7 +104,8 @@ def _capture(farm: Farm, run: str) -> None:
 
 
 @contextmanager
-def _farm(directory: Path) -> Iterator[Farm]:
+def farm_of_vms(directory: Path) -> Iterator[Farm]:
+    """The farm, made in an empty directory, while the block lasts."""
     with ExitStack() as stack:
         storage = directory / "storage"
         stack.callback(destroy, storage)
@@ -119,13 +123,14 @@ def _farm(directory: Path) -> Iterator[Farm]:
                 format_volume(image(root, group, lun), LUN_BYTES, lun, raw)
                 shown = engine.present(group, lun, [ESX.iqn])
                 portals |= {(portal.address, portal.port) for portal in shown.portals}
-        vcenter = stack.enter_context(_vcenter(directory / "vcenter", portals))
-        names = _add_vms(Control(directory / "vcenter"))
-        yield Farm(engine, vcenter, names)
+        settings = stack.enter_context(_vcenter(directory / "vcenter", portals))
+        vcenter = stack.enter_context(VCenter.connect(settings))
+        control = Control(directory / "vcenter")
+        yield Farm(engine, root, vcenter, settings, control, _add_vms(control))
 
 
 @contextmanager
-def _vcenter(directory: Path, portals: set[tuple[str, int]]) -> Iterator[VCenter]:
+def _vcenter(directory: Path, portals: set[tuple[str, int]]) -> Iterator[VCenterSettings]:
     directory.mkdir()
     password = directory / "password"
     password.write_text(secrets.token_urlsafe())
@@ -142,15 +147,13 @@ def _vcenter(directory: Path, portals: set[tuple[str, int]]) -> Iterator[VCenter
             control.add_portal(ESX.name, f"{address}:{port}")
         control.rescan(ESX.name)
         endpoint = control.endpoint()
-        settings = VCenterSettings(
+        yield VCenterSettings(
             host=endpoint.host,
             port=endpoint.port,
             user=_USER,
             password=password.read_text(),
             ca_file=Path(endpoint.ca_file),
         )
-        with VCenter.connect(settings) as vcenter:
-            yield vcenter
     finally:
         process.terminate()
         process.wait(30)

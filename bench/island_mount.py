@@ -143,7 +143,7 @@ def serve(image: Path, top: Path) -> None:
     )
     vm = ServedVm("vm", "uuid", "run", 0.0, Consistency.APP, "", dict, (disk,))
     tree = ServedTree([vm])
-    with FuseServer(tree.root, top, source="bench"):
+    with FuseServer(tree.root, top, find=tree.views, source="bench"):
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         sys.stdin.read()

@@ -76,6 +76,15 @@ def publish(name: str, figures: Sequence[Figure]) -> None:
     )
 
 
+def published(name: str) -> list[Figure]:
+    """What was published last under a name; nothing if nothing was."""
+    try:
+        rows = json.loads((OUT / f"{name}.json").read_text())
+    except FileNotFoundError:
+        return []
+    return [Figure(**{**row, "samples": tuple(row["samples"])}) for row in rows]
+
+
 def _said(value: float, unit: str) -> str:
     if unit == "bytes":
         return size(value)

@@ -176,7 +176,8 @@ class VmState:
     """A registered VM. `manager` is the extension key of `config.managedBy`, `folder` an id.
 
     Without `controllers` it has one paravirtual SCSI controller. `importing` while a lease is held:
-    such a VM is not there any more after a restart.
+    such a VM is not there any more after a restart. `version` grows with each change of its
+    configuration.
     """
 
     moid: str
@@ -208,6 +209,7 @@ class VmState:
     extra: dict[str, str] = field(default_factory=dict)
     controllers: list[ControllerState] = field(default_factory=list)
     importing: bool = False
+    version: int = 1
 
 
 @dataclass

@@ -49,8 +49,11 @@ def refresh(
     # First: a new VM may have the name of one that is gone.
     for placeholder in known.values():
         if placeholder.vm not in alive and not placeholder.in_use:
-            placeholders.remove(placeholder)
-            done.removed.append(placeholder.name)
+            try:
+                placeholders.remove(placeholder)
+                done.removed.append(placeholder.name)
+            except AtollError as error:  # a job has begun to read it since
+                done.kept.append(str(error))
 
     def show(vm: CertifiedVm) -> Placeholder | str:
         hardware = alive.get(vm.instance_uuid)
@@ -91,8 +94,16 @@ def clear(
             )
         else:
             emptied.append(placeholder)
+
+    def empty(placeholder: Placeholder) -> str:
+        try:
+            placeholders.empty(placeholder)
+        except AtollError as error:  # a job has begun to read it since
+            return str(error)
+        return ""
+
     with ThreadPoolExecutor(at_once, thread_name_prefix="placeholder") as pool:
-        list(pool.map(placeholders.empty, emptied))
+        done.kept += [said for said in pool.map(empty, emptied) if said]
     _retire_unseen(island, placeholders, done)
     return done
 

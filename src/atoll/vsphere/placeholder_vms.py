@@ -89,14 +89,11 @@ class Placeholders:
 
         `disks` are by the device key in production; one on a LUN by itself becomes a raw device
         mapping. Network cards are there and not connected. VCenterOperationError while somebody
-        reads the known one.
+        reads the known one, also when that began only now.
         """
         what = f"make the placeholder of VM {name}"
         if known is not None and known.in_use:
-            raise VCenterOperationError(
-                f"Placeholder {known.name} has a VMware snapshot, so a backup job still reads it; it "
-                "follows at the next refresh."
-            )
+            raise _still_read(known)
         folder = self._session.call(
             what, lambda content: str(self._folder.at(content, hardware.folders)._moId)
         )
@@ -112,7 +109,7 @@ class Placeholders:
                 made = self._run(what, lambda content: self._create(content, folder, spec))
                 return str(made._moId)
             spec = changed_spec(known, name, run, hardware, disks, self._home)
-            self._run(what, lambda content: _vm(content, known.moref).ReconfigVM_Task(spec))
+            self._run(what, lambda content: _reconfigure(content, known, spec))
             return known.moref
 
         try:
@@ -133,13 +130,16 @@ class Placeholders:
         return made
 
     def empty(self, placeholder: Placeholder) -> None:
-        """Take its disks away, so that their volumes can go; their files stay as they are."""
+        """Take its disks away, so that their volumes can go; their files stay as they are.
+
+        VCenterOperationError when somebody reads it.
+        """
         if not placeholder.disks:
             return
         spec = emptied_spec(placeholder, self._home)
         self._run(
             f"take the disks from placeholder {placeholder.name}",
-            lambda content: _vm(content, placeholder.moref).ReconfigVM_Task(spec),
+            lambda content: _reconfigure(content, placeholder, spec),
         )
 
     def remove(self, placeholder: Placeholder) -> None:
@@ -166,8 +166,29 @@ class Placeholders:
         return bound(content, vim.Folder, folder).CreateVM_Task(spec, pool, host)
 
 
+def _reconfigure(content: Any, known: Placeholder, spec: Any) -> Any:
+    """Change it unless a job has begun to read it since it was looked at.
+
+    One that begins between this look and the change is kept from it by vCenter, which refuses
+    specs made for an earlier version.
+    """
+    paths = ("snapshot", "config.changeVersion")
+    (row,) = read_objects(content, vim.VirtualMachine, [known.moref], paths, 1)
+    if row.get("snapshot") is not None:
+        raise _still_read(known)
+    spec.changeVersion = row.get("config.changeVersion")
+    return _vm(content, known.moref).ReconfigVM_Task(spec)
+
+
+def _still_read(known: Placeholder) -> VCenterOperationError:
+    return VCenterOperationError(
+        f"Placeholder {known.name} has a VMware snapshot, so a backup job still reads it; it "
+        "follows at the next refresh."
+    )
+
+
 def _rename(content: Any, known: Placeholder, name: str) -> Any:
-    return _vm(content, known.moref).ReconfigVM_Task(vim.vm.ConfigSpec(name=name))
+    return _reconfigure(content, known, vim.vm.ConfigSpec(name=name))
 
 
 def _move(content: Any, known: Placeholder, folder: str) -> Any:

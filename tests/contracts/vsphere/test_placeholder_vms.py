@@ -100,6 +100,23 @@ def test_one_that_is_read_stays_as_it_is(site, island, stock):
     assert put(island, RUN2, island.all()[0]).run == RUN2
 
 
+@pytest.mark.parametrize("how", ["followed", "emptied", "removed"])
+def test_one_that_a_job_has_begun_to_read_meanwhile_stays_as_it_is(site, island, stock, how):
+    first = put(island, RUN1)
+    made = machine(stock, first.moref)
+    WaitForTask(made.CreateSnapshotEx_Task("backup job", "", memory=False, quiesceSpec=None))
+    ways = {
+        "followed": lambda: put(island, RUN2, first),
+        "emptied": lambda: island.empty(first),
+        "removed": lambda: island.remove(first),
+    }
+    assert not first.in_use
+    with pytest.raises(VCenterOperationError, match="a backup job still reads it"):
+        ways[how]()
+    (read,) = island.all()
+    assert (read.run, read.disks.keys(), read.in_use) == (RUN1, first.disks.keys(), True)
+
+
 def test_network_cards_are_there_and_go_nowhere(site, island, stock):
     (source,) = [vm for vm in site_vms(stock) if vm.config.instanceUuid == APP1_UUID]
     card = vim.vm.device.VirtualVmxnet3(

@@ -61,7 +61,7 @@ class VirtualMachine(SnapshotHolder):
         """Its hardware and files."""
         state = self.state
         config = vim.vm.ConfigInfo(
-            changeVersion="1",
+            changeVersion=str(state.version),
             modified=_CREATED,
             name=state.name,
             guestFullName=state.guest_os,

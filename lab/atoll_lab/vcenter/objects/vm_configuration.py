@@ -19,7 +19,13 @@ _UNITS = 16
 
 
 def configure(site: "Site", state: VmState, spec: Any) -> None:
-    """Apply a spec. Call inside `change` on a copy: a fault may come half-way."""
+    """Apply a spec. Call inside `change` on a copy: a fault may come half-way.
+
+    ConcurrentAccess when it was made for an earlier version of the VM.
+    """
+    if spec.changeVersion and spec.changeVersion != str(state.version):
+        raise vim.fault.ConcurrentAccess(msg="The object has been changed meanwhile.")
+    state.version += 1
     if spec.name and spec.name != state.name:
         refuse_duplicate(site, state.folder, spec.name)
         state.name = spec.name

@@ -116,6 +116,7 @@ class SnapshotHolder(Managed):
             )
             state.snapshots.append(snapshot)
             state.current_snapshot = snapshot.moid
+            state.version += 1
             managed = Snapshot(self.site, snapshot.moid, self)
             self.site.registry.add(managed)
             return managed.ref
@@ -133,6 +134,7 @@ class SnapshotHolder(Managed):
             while state.current_snapshot in gone:
                 state.current_snapshot = parents[state.current_snapshot]
             state.snapshots = kept
+            state.version += 1
             if state.deltas.leave > 0:
                 state.deltas.leave -= 1
                 state.deltas.left += 1
