@@ -1,18 +1,20 @@
-"""Running what a farm runs on another machine: with what of this one's processors nobody else wants.
+"""Running what a farm runs on another machine: on this one's last processor, and in the idle class.
 
-A scheduling class alone does not do it: the kernel's autogroups give each session an equal share
-of the processors, whatever is in it (sched(7), "The autogroup feature"). So it is a control group.
+The rest is left to the other processors (`stay_here`), so that the two share no processor. A
+scheduling class alone does not keep them apart: the kernel's autogroups give each session an equal
+share, whatever is in it (sched(7), "The autogroup feature"). So it is a control group.
 """
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 _NAME = "atoll-bench-{}"
-_ENTER = 'echo $$ > "$0" && exec ionice -c 3 "$@"'
+_ENTER = 'echo $$ > "$0" && exec taskset --cpu-list {} ionice -c 3 "$@"'
+_PROCESSORS = os.sched_getaffinity(0)
 _PERIOD_MICROSECONDS = 100_000
 _EMPTY_SECONDS = 30.0
 
@@ -25,7 +27,8 @@ class Elsewhere:
 
     def command(self, *words: str) -> list[str]:
         """The words of a command, to be run in it."""
-        return ["sh", "-c", _ENTER, str(self.group / "cgroup.procs"), *words]
+        enter = _ENTER.format(max(_PROCESSORS))
+        return ["sh", "-c", enter, str(self.group / "cgroup.procs"), *words]
 
     def limit(self, processors: float | None) -> None:
         """At most so much of the processors for all that is in it; None for as much as is left over."""
@@ -39,6 +42,16 @@ class Elsewhere:
     def take(self, process: int) -> None:
         """Move a process that runs already, with all its threads."""
         (self.group / "cgroup.procs").write_text(str(process))
+        _bind(process, {max(_PROCESSORS)})
+
+
+def stay_here(processes: Iterable[int]) -> None:
+    """Keep processes, with all their threads, off the last processor for as long as they live."""
+    here = _PROCESSORS - {max(_PROCESSORS)}
+    if not here:
+        raise RuntimeError("two processors are needed, one of them for what runs elsewhere")
+    for process in processes:
+        _bind(process, here)
 
 
 @contextmanager
@@ -51,6 +64,12 @@ def elsewhere() -> Iterator[Elsewhere]:
         yield Elsewhere(group)
     finally:
         _remove(group)
+
+
+def _bind(process: int, processors: set[int]) -> None:
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(thread.name), processors)
 
 
 def _controller() -> Path:

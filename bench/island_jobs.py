@@ -6,10 +6,10 @@ as fast as it goes. Windows take turns: nothing at all; twenty jobs that read a 
 long as they run and then merged; and the same jobs in two more ways that tell what the figures are made
 of. Each window with jobs is compared with the quiet ones before and after it.
 
-This machine's cores are the guest's (emulated), the storage's and the backup proxies' at once, which in
-a farm are three machines. So whatever a proxy does, jobs, mount and export, gets of the processors only
-what nobody else wants, and writes to memory. That does not make them another machine: what the kernel
-does for them it does not put aside, caches and the machine's memory are shared. How much that is, the
+Guests (emulated), storage and backup proxies are three machines in a farm and one here. So proxies, that
+is jobs, mount and export, have the last processor to themselves and write to memory; production and
+storage have the others, in quiet windows too. That does not make them another machine: the disk, the
+file system on it, what the kernel does for them, caches and memory are shared. How much that is, the
 windows tell in which the jobs read a copy of the LUNs in memory, so that neither storage nor guest has
 anything to do with them; and those in which they are limited to what a quiet window leaves over. The
 lab's VMware snapshots are live external snapshots of QEMU with their deltas beside it on this machine's
@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from atoll_lab.places import places
 from atoll_lab.pool import image, snapshot_image
 from atoll_lab.running import Lab, open_lab, read_record
 from atoll_lab.up import instance_uuid
-from bench.elsewhere import Elsewhere, elsewhere
+from bench.elsewhere import Elsewhere, elsewhere, stay_here
 from bench.frozen_base import EXPORT, link_production
 from bench.jobs import ColdCaches, Jobs, Source, await_serving, read_by
 from bench.production import Kind, Window, Worked, production_figures
@@ -89,6 +89,7 @@ def jobs_figures() -> list[Figure]:
     in which hardly anything was done, `…_read` what the jobs read in a second, holes too.
     """
     with _lab() as lab, elsewhere() as proxies:
+        stay_here(_processes_of(lab))
         load = postgres_load(lab.shell("db1"))
         load.start(LOAD_SECONDS)
         try:
@@ -332,6 +333,17 @@ def _atoll(*arguments: str) -> tuple[str, ...]:
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "ATOLL_CONFIG": str(places(NAME).settings)}
+
+
+def _processes_of(lab: Lab) -> list[int]:
+    """Guests, storage and vCenter: what names a file of the lab, and the iSCSI daemons."""
+    found = []
+    for words in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            line = words.read_bytes()
+            if bytes(lab.places.root) in line or line.startswith(b"tgtd\0"):
+                found.append(int(words.parent.name))
+    return found
 
 
 def _assert_held_well(captured: Any) -> None:
