@@ -40,12 +40,14 @@ def options(data):
     ]
 
 
-def server(data, sock, log, *more):
+def server(data, sock, log):
     log.write_text("")
     return program(
         [
             *(MYSQLD, *options(data), f"--socket={sock}", f"--pid-file={data}/server.pid"),
-            *("--innodb-buffer-pool-size=64M", "--server-id=1", *more),
+            # One binary log for the server and its copies: which transactions that are only
+            # prepared count as committed, recovery learns from it.
+            *("--innodb-buffer-pool-size=64M", "--server-id=1", "--log-bin=bin"),
         ],
         log,
         "ready for connections",
@@ -71,8 +73,7 @@ def guest(tmp_path_factory):
     image, where, sock = base / "disk.img", base / "disk", base / "a.sock"
     with disk(image, where, megabytes=1024):
         run(MYSQLD, *options(where / "data"), "--initialize-insecure")
-        binlog = f"--log-bin={where}/data/bin"
-        with server(where / "data", sock, base / "a.log", binlog):
+        with server(where / "data", sock, base / "a.log"):
             quoted = PASSWORD.replace("\\", "\\\\")
             sql(sock, f"ALTER USER root@localhost IDENTIFIED BY '{quoted}'", password=False)
             sql(
