@@ -17,6 +17,7 @@ from pydantic import (
 
 from atoll.director.policy import LEASE_MARGIN_SECONDS, lease_shortfall
 from atoll.model.errors import ConfigurationError
+from atoll.model.limits import DEFAULTS
 
 Section = TypeVar("Section")
 Model = TypeVar("Model", bound=BaseModel)
@@ -150,12 +151,12 @@ class IslandSection(_Section):
 class LimitsSection(_Section):
     """How much is done at once, by all commands on this machine together."""
 
-    host_tasks: int = Field(default=8, ge=1, le=64)
-    host_luns: int = Field(default=256, ge=1, le=1024)
-    storage_disks: int = Field(default=16, ge=1, le=1024)
-    datastore_disks: int = Field(default=4, ge=1, le=1024)
-    proxy_disks: int = Field(default=8, ge=1, le=1024)
-    proxy_served: int = Field(default=32, ge=1, le=1024)
+    host_tasks: int = Field(default=DEFAULTS.host_tasks, ge=1, le=64)
+    host_luns: int = Field(default=DEFAULTS.host_luns, ge=1, le=1024)
+    storage_disks: int = Field(default=DEFAULTS.storage_disks, ge=1, le=1024)
+    datastore_disks: int = Field(default=DEFAULTS.datastore_disks, ge=1, le=1024)
+    proxy_disks: int = Field(default=DEFAULTS.proxy_disks, ge=1, le=1024)
+    proxy_served: int = Field(default=DEFAULTS.proxy_served, ge=1, le=1024)
 
 
 class Settings(_Section):

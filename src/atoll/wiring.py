@@ -16,13 +16,14 @@ from atoll.guests.interface import GuestAgent
 from atoll.guests.registry import AgentRegistry
 from atoll.guests.renewal import renew_due
 from atoll.model.errors import ConfigurationError, StorageUnreachableError
+from atoll.model.limits import Limits
 from atoll.repository.keys import KeyFile, create_key_file
 from atoll.repository.repository import Repository
 from atoll.service.identity import site_identity
 from atoll.service.journal import Journal
-from atoll.service.limits import Limits, Slots
 from atoll.service.pins import Pins
 from atoll.service.site import IslandPlace, Site
+from atoll.service.slots import Slots
 from atoll.settings import (
     Settings,
     StorageSection,

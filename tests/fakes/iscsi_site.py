@@ -17,6 +17,24 @@ from atoll_lab.vmfs import format_volume
 
 USER, PASSWORD = "backup@vsphere.local", "s3cret-word"
 LUN_BYTES = 600 << 20
+SETTINGS = """
+[[storage]]
+name = "vsphere"
+driver = "embedded"
+root = "{pool}"
+durability = "cache"
+reserve_bytes = 1048576
+
+[vcenter]
+host = "{vcenter.host}"
+port = {vcenter.port}
+user = "{vcenter.user}"
+password_file = "password"
+ca_file = "{vcenter.ca_file}"
+
+[director]
+state_directory = "state"
+"""
 
 
 @contextmanager
@@ -44,6 +62,13 @@ def vmfs_engine(directory: Path) -> Iterator[ManagedEngine]:
         if running is not None:
             running.stop()
         destroy(disks)
+
+
+def write_settings(directory: Path, pool: Path, vcenter: VCenterSettings, more: str = "") -> Path:
+    """`atoll.toml` for a pool and a simulator whose password lies in the same directory."""
+    settings = directory / "atoll.toml"
+    settings.write_text(SETTINGS.format(pool=pool, vcenter=vcenter) + more)
+    return settings
 
 
 def pool_of(directory: Path) -> Path:

@@ -9,25 +9,8 @@ from pathlib import Path
 
 from atoll.fuse import device
 from atoll.vsphere.client import VCenterSettings
+from iscsi_site import write_settings
 
-SETTINGS = """
-[[storage]]
-name = "vsphere"
-driver = "embedded"
-root = "{pool}"
-durability = "cache"
-reserve_bytes = 1048576
-
-[vcenter]
-host = "{vcenter.host}"
-port = {vcenter.port}
-user = "{vcenter.user}"
-password_file = "password"
-ca_file = "{vcenter.ca_file}"
-
-[director]
-state_directory = "state"
-"""
 VMX = """\
 .encoding = "UTF-8"
 config.version = "8"
@@ -87,10 +70,8 @@ class VcbCommands:
 @contextmanager
 def vcb_commands(pool: Path, vcenter: VCenterSettings, directory: Path) -> Iterator[VcbCommands]:
     """The commands, with `directory/password` as vCenter's; what they mounted there goes."""
-    settings = directory / "atoll.toml"
-    settings.write_text(SETTINGS.format(pool=pool, vcenter=vcenter))
     try:
-        yield VcbCommands(settings)
+        yield VcbCommands(write_settings(directory, pool, vcenter))
     finally:
         for place in device.mounts():
             if directory in place.parents:

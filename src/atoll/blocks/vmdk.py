@@ -5,6 +5,8 @@ kinds of extents that page leaves out, `SESPARSE` is named in QEMU's block/vmdk.
 """
 
 import re
+import secrets
+from collections.abc import Iterable
 from enum import Enum
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ _EXTENT = re.compile(
 )
 _CONTENT_ID = re.compile(r"[0-9a-fA-F]{1,8}")
 _NO_PARENT = 0xFFFFFFFF
+_HEADS, _SECTORS = 255, 63
 
 
 class ExtentKind(Enum):
@@ -106,6 +109,45 @@ def parse_descriptor(text: bytes, path: str) -> Descriptor:
     if ExtentKind.RAW in kinds and len(extents) > 1:
         raise _odd(path, "is a raw device mapping of several parts")
     return Descriptor(tuple(extents), _content_id(words, "CID", path), parent)
+
+
+def descriptor_text(
+    size_bytes: int,
+    create_type: str,
+    extents: Iterable[str],
+    *,
+    hardware_version: int,
+    content_id: int | None = None,
+) -> bytes:
+    """The descriptor of a disk without a parent; `extents` are its extent lines.
+
+    Without a `content_id` it gets a new one. The geometry is what ESX writes above 8 GiB.
+    """
+    # Any number but those that VMware gives a meaning of its own.
+    identity = secrets.randbelow(_NO_PARENT - 1) if content_id is None else content_id
+    sectors = size_bytes // _SECTOR
+    lines = (
+        "# Disk DescriptorFile",
+        "version=1",
+        'encoding="UTF-8"',
+        f"CID={identity:08x}",
+        f"parentCID={_NO_PARENT:08x}",
+        f'createType="{create_type}"',
+        "",
+        "# Extent description",
+        *extents,
+        "",
+        "# The Disk Data Base",
+        "#DDB",
+        "",
+        'ddb.adapterType = "lsilogic"',
+        f'ddb.geometry.cylinders = "{max(1, sectors // (_HEADS * _SECTORS))}"',
+        f'ddb.geometry.heads = "{_HEADS}"',
+        f'ddb.geometry.sectors = "{_SECTORS}"',
+        f'ddb.virtualHWVersion = "{hardware_version}"',
+        "",
+    )
+    return "\n".join(lines).encode("utf-8", "surrogateescape")
 
 
 def _parent(words: dict[str, str], path: str) -> Parent | None:

@@ -2,15 +2,17 @@
 
 import contextlib
 import json
+import os
 import socket
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from atoll.filesystems import wire
 from atoll.filesystems.detect import SUPPORTED, detect
@@ -19,8 +21,12 @@ from atoll.filesystems.rows import Row, checked
 from atoll.filesystems.wire import Kind
 from atoll.model.errors import AtollError, NotFoundInPointError, UnsupportedFormatError
 
+A = TypeVar("A")
+
 PARSER = ("-m", "atoll.filesystems.parser")
 """What the child's interpreter runs."""
+
+_STARVED_PATIENCES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,8 @@ class Limits:
     """What one open file system may cost.
 
     `patience_seconds` is how long the parser may go without a result, not
-    counting the time its parent takes to read blocks. `entries` bounds one
+    counting the time its parent takes to read blocks, nor, up to ten times as long, that for which
+    it wants to run and the machine's other work does not let it. `entries` bounds one
     listing or export, `places` the pieces of one file.
     """
 
@@ -67,7 +74,7 @@ class FileSystemSession:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._busy = False
-        self._silent_seconds = 0.0
+        self._silent_seconds = self._used_seconds = 0.0
         self._start()
 
     def __enter__(self) -> Self:
@@ -306,7 +313,7 @@ class FileSystemSession:
                 cwd="/",
             )
         self._socket = ours
-        self._silent_seconds = 0.0
+        self._silent_seconds = self._used_seconds = 0.0
         try:
             self._greet()
         except _AnsweredError as refused:
@@ -335,7 +342,7 @@ class FileSystemSession:
             if kind is Kind.BLOCKS:
                 self._serve(payload)
                 continue
-            self._silent_seconds = 0.0
+            self._heard()
             if kind is Kind.ERROR:
                 word, sentence = wire.decode_text(payload, 2)
                 sentence = wire.printable(sentence)
@@ -355,33 +362,49 @@ class FileSystemSession:
     def _exactly(self, length: int) -> bytes:
         pieces = bytearray()
         while len(pieces) < length:
-            with self._waiting() as channel:
-                piece = channel.recv(length - len(pieces))
+            piece = self._waited(socket.socket.recv, length - len(pieces))
             if not piece:
                 raise self._ended()
             pieces += piece
         return bytes(pieces)
 
     def _send(self, kind: Kind, payload: bytes) -> None:
-        with self._waiting() as channel:
-            channel.sendall(struct.pack(wire.HEADER, kind, len(payload)) + payload)
+        left = memoryview(struct.pack(wire.HEADER, kind, len(payload)) + payload)
+        while left:
+            left = left[self._waited(socket.socket.send, left) :]
 
-    @contextlib.contextmanager
-    def _waiting(self) -> Iterator[socket.socket]:
-        """The channel, for one wait on the child that counts against its patience."""
-        left = self._limits.patience_seconds - self._silent_seconds
-        if self._socket is None or left <= 0:
-            raise self._impatient()
-        began = time.monotonic()
-        self._socket.settimeout(left)
-        try:
-            yield self._socket
-        except TimeoutError:
-            raise self._impatient() from None
-        except OSError:
-            raise self._ended() from None
-        finally:
-            self._silent_seconds += time.monotonic() - began
+    def _waited(self, act: Callable[..., A], argument: object) -> A:
+        """What one wait on the child's channel gives; it counts against its patience."""
+        while True:
+            left = self._limits.patience_seconds - self._silent_seconds
+            if left <= 0:
+                left = self._owed()
+            if self._socket is None or left <= 0:
+                raise self._impatient()
+            began = time.monotonic()
+            self._socket.settimeout(left)
+            try:
+                return act(self._socket, argument)
+            except TimeoutError:
+                continue
+            except OSError:
+                raise self._ended() from None
+            finally:
+                self._silent_seconds += time.monotonic() - began
+
+    def _owed(self) -> float:
+        """Seconds that the child may still have, its patience being over, because it was not let run."""
+        patience = self._limits.patience_seconds
+        if self._process is None or self._silent_seconds > _STARVED_PATIENCES * patience:
+            return 0.0
+        running, used = _processor_use(self._process.pid)
+        return max(0.0, patience - (used - self._used_seconds)) if running else 0.0
+
+    def _heard(self) -> None:
+        """A result came: the child's patience begins anew."""
+        self._silent_seconds = 0.0
+        if self._process is not None:
+            self._used_seconds = _processor_use(self._process.pid)[1]
 
     def _impatient(self) -> AtollError:
         self.close()
@@ -403,6 +426,16 @@ class FileSystemSession:
     def _stop(self, what: str) -> AtollError:
         self.close()
         return wire.distrust(what)
+
+
+def _processor_use(process: int) -> tuple[bool, float]:
+    """Whether a process runs or wants to, and the processor seconds it has had (proc(5), stat)."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False, 0.0
+    fields = text.rpartition(")")[2].split()
+    return fields[0] == "R", (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class _AnsweredError(Exception):

@@ -8,11 +8,9 @@ from atoll.island.presentation import Island, PresentedRun
 from atoll.island.runs import CapturedRun
 from atoll.model.certificate import CertifiedVm
 from atoll.model.errors import AtollError
+from atoll.model.limits import DEFAULTS
 from atoll.vsphere.placeholder_specs import Hardware, Placeholder
 from atoll.vsphere.placeholder_vms import Placeholders
-
-# vCenter works on that many tasks of one host at a time by default.
-AT_ONCE = 8
 
 
 @dataclass(slots=True)
@@ -31,7 +29,7 @@ def refresh(
     placeholders: Placeholders,
     run: CapturedRun,
     alive: Mapping[str, Hardware],
-    at_once: int = AT_ONCE,
+    at_once: int = DEFAULTS.host_tasks,
 ) -> Refreshed:
     """Let the run's VMs be seen on the island, then clear what nobody sees any more.
 
@@ -76,7 +74,7 @@ def refresh(
 
 
 def clear(
-    island: Island, placeholders: Placeholders, run: str | None, at_once: int = AT_ONCE
+    island: Island, placeholders: Placeholders, run: str | None, at_once: int = DEFAULTS.host_tasks
 ) -> Refreshed:
     """Take a run, or all, off the island; placeholders stay, without disks.
 

@@ -11,6 +11,7 @@ from atoll.island.runs import CapturedRun
 from atoll.model.certificate import CertifiedDisk
 from atoll.model.errors import ConfigurationError, StorageConflictError, UnsupportedFormatError
 from atoll.model.inventory import Host
+from atoll.model.limits import DEFAULTS
 from atoll.model.storage import LunGroup
 from atoll.storage.interface import StorageEngine
 from atoll.vsphere.island_volumes import IslandVolumes, MountedVolume
@@ -78,10 +79,6 @@ def island_host(hosts: Sequence[Host], name: str) -> IslandHost:
     raise ConfigurationError(f"vCenter has no host {name} to be the island; it has {known}.")
 
 
-MOST_LUNS = 256
-"""An ESX host sees 1,024 LUNs at most, whosever they are (vSphere 7 and 8, configuration maximums)."""
-
-
 class Island:
     """Runs on the island. `site` tells this Atoll's clones from those of others on the storage.
 
@@ -96,7 +93,7 @@ class Island:
         volumes: IslandVolumes,
         host: IslandHost,
         site: str,
-        most_luns: int = MOST_LUNS,
+        most_luns: int = DEFAULTS.host_luns,
     ) -> None:
         self._engine = engine
         self._volumes = volumes

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from atoll.fuse.interface import Node
 from atoll.guestfiles.mounts import GuestVolume
-from atoll.island.descriptor import descriptor_text, flat_name, safe_name
+from atoll.island.descriptor import flat_descriptor, flat_name, safe_name
 from atoll.island.guest_tree import MountPoint, Views, guest_lane, mount_points
 from atoll.island.guests import Guests
 from atoll.island.nodes import Directory, DiskFile, SmallFile
@@ -78,7 +78,7 @@ class ServedTree:
             if name in files or flat_name(name) in files or not name.endswith(".vmdk"):
                 name = f"disk{place + 1}-{name.removesuffix('.vmdk')}.vmdk"
             flat = flat_name(name)
-            text = descriptor_text(flat, disk.size_bytes)
+            text = flat_descriptor(flat, disk.size_bytes)
             files[name] = SmallFile(f"{source}/{name}", vm.taken_at, text)
             for key, target in ((flat, files), (f"disk{place + 1}.img", None)):
                 node = DiskFile(

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from atoll.blocks.vmdk import descriptor_text
 from atoll.model.errors import RepositoryDamagedError, RestoreTargetError
 from atoll.model.extents import Extent, merge
 from atoll.model.readers import BlockReader
@@ -63,7 +64,8 @@ def restore_disk(
             _clear_leftovers(directory, path.name)
         _write_whole(directory, data.name, target, lambda fd: _copy(reader, fd, target, progress))
         if form == "vmdk":
-            text = _descriptor(size, data.name).encode()
+            extent = f'RW {size // _SECTOR} VMFS "{data.name}"'
+            text = descriptor_text(size, "vmfs", [extent], hardware_version=14)
             try:
                 _write_whole(directory, target.name, target, lambda fd: _pwrite(fd, text, 0))
             except BaseException:
@@ -230,31 +232,6 @@ def _flat_name(target: Path) -> Path:
     if target.suffix.lower() != ".vmdk" or '"' in target.name or not target.name.isprintable():
         raise RestoreTargetError(f"{target} is no name for a VMDK; choose one like disk.vmdk.")
     return target.with_name(f"{target.stem}-flat.vmdk")
-
-
-def _descriptor(size: int, flat: str) -> str:
-    """Geometry as ESX writes it: 255 heads of 63 sectors above 8 GiB or so, adapter lsilogic."""
-    sectors = size // _SECTOR
-    return (
-        "# Disk DescriptorFile\n"
-        "version=1\n"
-        'encoding="UTF-8"\n'
-        f"CID={secrets.randbelow(0xFFFFFFFE):08x}\n"
-        "parentCID=ffffffff\n"
-        'createType="vmfs"\n'
-        "\n"
-        "# Extent description\n"
-        f'RW {sectors} VMFS "{flat}"\n'
-        "\n"
-        "# The Disk Data Base\n"
-        "#DDB\n"
-        "\n"
-        'ddb.adapterType = "lsilogic"\n'
-        f'ddb.geometry.cylinders = "{max(1, sectors // (255 * 63))}"\n'
-        'ddb.geometry.heads = "255"\n'
-        'ddb.geometry.sectors = "63"\n'
-        'ddb.virtualHWVersion = "14"\n'
-    )
 
 
 def _broken(target: Path, error: OSError) -> RestoreTargetError:

@@ -5,13 +5,13 @@ Source: VMware, "Virtual Disk Format 5.0", sections "The Descriptor File" and
 """
 
 import os
-import secrets
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from atoll.blocks.vmdk import descriptor_text
 from atoll.model.errors import RestoreTargetError
 from atoll.model.extents import Extent, merge
 from atoll.model.readers import BlockReader
@@ -69,12 +69,12 @@ def write_vmdk(
             f"{stem} is too large for one sparse file; export it split (-M 0) or flat (-F 1)."
         )
     extents = _extents(size, stem, form)
-    lines = "".join(
+    lines = [
         f'RW {extent.length // SECTOR} {"FLAT" if form.flat else "SPARSE"} "{name}"'
-        f"{' 0' if form.flat else ''}\n"
+        f"{' 0' if form.flat else ''}"
         for name, extent in extents
-    )
-    text = _descriptor(size, form.create_type, lines)
+    ]
+    text = descriptor_text(size, form.create_type, lines, hardware_version=4)
     holes = merge(reader.holes())
     with ThreadPoolExecutor(READERS) as pool:
         for name, extent in extents:
@@ -218,27 +218,3 @@ class _Created:
         while view:
             written = os.pwrite(self._descriptor, view, offset)
             view, offset = view[written:], offset + written
-
-
-def _descriptor(size: int, create_type: str, extents: str) -> bytes:
-    sectors = size // SECTOR
-    return (
-        "# Disk DescriptorFile\n"
-        "version=1\n"
-        'encoding="UTF-8"\n'
-        f"CID={secrets.randbelow(0xFFFFFFFE):08x}\n"
-        "parentCID=ffffffff\n"
-        f'createType="{create_type}"\n'
-        "\n"
-        "# Extent description\n"
-        f"{extents}"
-        "\n"
-        "# The Disk Data Base\n"
-        "#DDB\n"
-        "\n"
-        'ddb.adapterType = "lsilogic"\n'
-        f'ddb.geometry.cylinders = "{max(1, min(sectors // (255 * 63), 65535))}"\n'
-        'ddb.geometry.heads = "255"\n'
-        'ddb.geometry.sectors = "63"\n'
-        'ddb.virtualHWVersion = "4"\n'
-    ).encode()

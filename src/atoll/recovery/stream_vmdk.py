@@ -6,12 +6,12 @@ it tells of; the directory, a copy of the header that says where it is, and an e
 written without going back once, and needs no file.
 """
 
-import secrets
 import struct
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from atoll.blocks.vmdk import descriptor_text
 from atoll.model.errors import RestoreTargetError
 from atoll.model.extents import Extent, merge
 from atoll.model.readers import BlockReader
@@ -73,7 +73,12 @@ class _Stream:
 
     def beginning(self) -> bytes:
         """Header and descriptor, up to the first grain."""
-        text = _descriptor(self._sectors)
+        text = descriptor_text(
+            self._sectors * SECTOR,
+            "streamOptimized",
+            [f'RW {self._sectors} SPARSE "disk.vmdk"'],
+            hardware_version=7,
+        )
         begun = self._header(_AT_END) + text.ljust(_DESCRIPTOR_SECTORS * SECTOR, b"\0")
         return begun.ljust(_OVERHEAD_SECTORS * SECTOR, b"\0")
 
@@ -151,25 +156,3 @@ def _packed(piece: Extent, content: bytes) -> list[tuple[int, bytes]]:
 
 def _padded(content: bytes) -> bytes:
     return content.ljust(-(-len(content) // SECTOR) * SECTOR, b"\0")
-
-
-def _descriptor(sectors: int) -> bytes:
-    return (
-        "# Disk DescriptorFile\n"
-        "version=1\n"
-        f"CID={secrets.randbelow(0xFFFFFFFE):08x}\n"
-        "parentCID=ffffffff\n"
-        'createType="streamOptimized"\n'
-        "\n"
-        "# Extent description\n"
-        f'RW {sectors} SPARSE "disk.vmdk"\n'
-        "\n"
-        "# The Disk Data Base\n"
-        "#DDB\n"
-        "\n"
-        'ddb.adapterType = "lsilogic"\n'
-        f'ddb.geometry.cylinders = "{max(1, min(sectors // (255 * 63), 65535))}"\n'
-        'ddb.geometry.heads = "255"\n'
-        'ddb.geometry.sectors = "63"\n'
-        'ddb.virtualHWVersion = "7"\n'
-    ).encode()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from atoll.model.errors import UnsupportedFormatError
-from atoll.model.hardware import CARDS, CONTROLLERS, Controller, NetworkCard
+from atoll.model.hardware import CARDS, CONTROLLERS, Controller, NetworkCard, VmHardware
 
 _LINE = re.compile(r'\s*([^#=\s][^=]*?)\s*=\s*"(.*)"\s*')
 _ESCAPE = re.compile(r"\|([0-9A-Fa-f]{2})")
@@ -51,24 +51,14 @@ _DISK_TYPES = ("", "scsi-harddisk", "ata-harddisk", "disk")
 
 @dataclass(frozen=True, slots=True)
 class Vmx:
-    """What a configuration file says. `modes` are those of the disks it has, by address.
+    """What a configuration file says: `hardware` but for the disks, whose sizes it does not know.
 
-    `left_out` names what the file has and a VM made from this would not: devices, and settings.
+    `modes` are those of the disks it has, by address. `left_out` names what the file has and a VM
+    made from this would not: devices, and settings.
     """
 
-    name: str
-    guest_os: str
-    cpus: int
-    cores_per_socket: int
-    memory_mb: int
-    firmware: str
-    secure_boot: bool
-    annotation: str
-    version: int | None
-    controllers: tuple[Controller, ...]
+    hardware: VmHardware
     modes: Mapping[str, str]
-    cards: tuple[NetworkCard, ...]
-    extra: Mapping[str, str]
     left_out: tuple[str, ...]
 
 
@@ -85,7 +75,7 @@ def parse_vmx(content: bytes, name: str) -> Vmx:
     controllers = _controllers(lower, modes, seen)
     cards = _cards(lower, seen)
     extra = {key: value for key, value in words.items() if key.lower().startswith(_KEPT)}
-    return Vmx(
+    hardware = VmHardware(
         name=lower.get("displayname", ""),
         guest_os=lower["guestos"],
         cpus=_number(lower, "numvcpus", 1, name),
@@ -96,11 +86,11 @@ def parse_vmx(content: bytes, name: str) -> Vmx:
         annotation=lower.get("annotation", ""),
         version=_number(lower, "virtualhw.version", 0, name) or None,
         controllers=controllers,
-        modes=modes,
+        disks=(),
         cards=cards,
         extra=extra,
-        left_out=_left_out(words, lower, seen | {key.lower() for key in extra}),
     )
+    return Vmx(hardware, modes, _left_out(words, lower, seen | {key.lower() for key in extra}))
 
 
 def _words(content: bytes) -> dict[str, str]:

@@ -16,9 +16,9 @@ from atoll.model.progress import Progress
 from atoll.model.storage import GroupSnapshot
 from atoll.repository.repository import Repository
 from atoll.service.holding import PreparedRun, prepared
-from atoll.service.limits import Slots
 from atoll.service.retire import clean_up, own_prefix, points_of_known_vms, retire_snapshots
 from atoll.service.site import Site
+from atoll.service.slots import Slots
 from atoll.storage.federation import system_with
 
 

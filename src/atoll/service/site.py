@@ -7,10 +7,11 @@ from pathlib import Path
 from atoll.director.policy import HoldPolicy
 from atoll.guests.authority import Authority
 from atoll.guests.interface import GuestAgent
+from atoll.model.limits import Limits
 from atoll.repository.repository import Repository
 from atoll.service.journal import Journal
-from atoll.service.limits import Limits, Slots
 from atoll.service.pins import Pins
+from atoll.service.slots import Slots
 from atoll.storage.interface import StorageEngine
 from atoll.vsphere.client import VCenter
 

@@ -63,6 +63,13 @@ class Federation:
         """The systems themselves."""
         return self._systems
 
+    def system_with(self, group: str) -> StorageEngine | None:
+        """The one that a group lives on; None if on none."""
+        for system in self._systems:
+            if any(each.name == group for each in system.groups()):
+                return system
+        return None
+
     @property
     def capabilities(self) -> Capabilities:
         """What every one of them can do."""
@@ -250,12 +257,6 @@ class Federation:
         """End what serves LUNs, on every system."""
         for system in self._systems:
             system.stop()
-
-    def system_with(self, group: str) -> StorageEngine | None:
-        for system in self._systems:
-            if any(each.name == group for each in system.groups()):
-                return system
-        return None
 
     def _at(self, group: str) -> StorageEngine:
         system = self.system_with(group)

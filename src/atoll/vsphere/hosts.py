@@ -1,5 +1,6 @@
-"""What Atoll asks of an ESX host: look for LUNs and volumes anew."""
+"""ESX hosts: found by name, and asked to look for LUNs and volumes anew."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from pyVmomi import vim
@@ -17,18 +18,25 @@ def rescan(content: Any, host: str, page_objects: int) -> None:
     `host` is a name as in the inventory. Repeating it is harmless. Raises
     VCenterOperationError when vCenter knows no such host.
     """
-    storage = _storage_system(content, host, page_objects)
+    rows = read_all(content, {vim.HostSystem: ("name", _STORAGE)}, page_objects)
+    storage = find_host(rows, host).get(_STORAGE)
+    if storage is None:
+        raise VCenterOperationError(f"Host {host} is not connected; see to it in vCenter.")
     storage.RescanAllHba()
     storage.RescanVmfs()
 
 
-def _storage_system(content: Any, host: str, page_objects: int) -> Any:
-    rows: list[Row] = read_all(content, {vim.HostSystem: ("name", _STORAGE)}, page_objects)
-    names = names_of({row.moref: str(row.get("name", "")) for row in rows})
-    for row in rows:
-        if names[row.moref] == host and row.get(_STORAGE) is not None:
-            return row.get(_STORAGE)
+def find_host(rows: Iterable[Row], name: str) -> Row:
+    """Of rows that were read, with their names, that of a host by its name in the inventory.
+
+    VCenterOperationError when vCenter knows no such host.
+    """
+    hosts = [row for row in rows if issubclass(row.kind, vim.HostSystem)]
+    names = names_of({row.moref: str(row.get("name", "")) for row in hosts})
+    for row in hosts:
+        if names[row.moref] == name:
+            return row
     raise VCenterOperationError(
-        f"vCenter manages no host called {host}, or it is not connected; "
-        f"it knows {', '.join(sorted(names.values())) or 'none'}."
+        f"vCenter manages no host called {name}; it knows "
+        f"{', '.join(sorted(names.values())) or 'none'}."
     )

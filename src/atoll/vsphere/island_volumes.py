@@ -14,6 +14,7 @@ from pyVmomi import vim
 
 from atoll.model.errors import VCenterOperationError
 from atoll.vsphere.collector import Row, read_all
+from atoll.vsphere.hosts import find_host
 from atoll.vsphere.inventory import names_of
 from atoll.vsphere.session import Session
 from atoll.vsphere.tasks import await_task
@@ -116,7 +117,7 @@ class IslandVolumes:
         def read(content: Any) -> list[MountedVolume]:
             paths = {vim.HostSystem: ("name",), vim.Datastore: ("name", "info", "host")}
             rows = read_all(content, paths, pages)
-            host = self._find(rows).moref
+            host = find_host(rows, self._host).moref
             stores = [row for row in rows if "info" in row.values]
             names = names_of({row.moref: str(row.get("name", "")) for row in stores})
             return [
@@ -178,7 +179,7 @@ class IslandVolumes:
 
         def work(content: Any) -> None:
             paths = {vim.HostSystem: ("name", _STORAGE, _ADAPTERS)}
-            row = self._find(read_all(content, paths, pages))
+            row = find_host(read_all(content, paths, pages), self._host)
             adapter = _software_adapter(row.get(_ADAPTERS))
             if adapter is None:
                 raise VCenterOperationError(
@@ -197,7 +198,7 @@ class IslandVolumes:
             rows = read_all(content, {vim.HostSystem: ("name", _LUNS)}, pages)
             return [
                 str(lun.uuid)
-                for lun in self._find(rows).get(_LUNS) or ()
+                for lun in find_host(rows, self._host).get(_LUNS) or ()
                 if str(lun.canonicalName) in naas and "off" not in lun.operationalState
             ]
 
@@ -208,7 +209,7 @@ class IslandVolumes:
 
         def run(content: Any) -> _T:
             paths = {vim.HostSystem: ("name", _STORAGE, _DATASTORES)}
-            row = self._find(read_all(content, paths, pages))
+            row = find_host(read_all(content, paths, pages), self._host)
             storage, datastores = row.get(_STORAGE), row.get(_DATASTORES)
             if storage is None or datastores is None:
                 raise VCenterOperationError(
@@ -217,17 +218,6 @@ class IslandVolumes:
             return work(storage, datastores)
 
         return self._session.call(what, run)
-
-    def _find(self, rows: Sequence[Row]) -> Row:
-        hosts = [row for row in rows if issubclass(row.kind, vim.HostSystem)]
-        names = names_of({row.moref: str(row.get("name", "")) for row in hosts})
-        for row in hosts:
-            if names[row.moref] == self._host:
-                return row
-        raise VCenterOperationError(
-            f"vCenter manages no host called {self._host}; it knows "
-            f"{', '.join(sorted(names.values())) or 'none'}."
-        )
 
 
 def _send_targets(portals: Collection[tuple[str, int]]) -> list[Any]:

@@ -12,7 +12,7 @@ from pyVmomi import vim
 from atoll.model.errors import VCenterOperationError
 from atoll.vsphere.collector import read_all
 from atoll.vsphere.folders import FolderTree, bound, child, is_empty, read_one
-from atoll.vsphere.inventory import names_of
+from atoll.vsphere.hosts import find_host
 from atoll.vsphere.session import Session
 from atoll.vsphere.tasks import await_task
 
@@ -97,14 +97,7 @@ class PlaceholderFolder:
     def host(self, content: Any) -> Any:
         """The island's host."""
         rows = read_all(content, {vim.HostSystem: ("name",)}, self._session.page_objects)
-        names = names_of({row.moref: str(row.get("name", "")) for row in rows})
-        for row in rows:
-            if names[row.moref] == self._host:
-                return bound(content, vim.HostSystem, row.moref)
-        raise VCenterOperationError(
-            f"vCenter manages no host called {self._host}; it knows "
-            f"{', '.join(sorted(names.values())) or 'none'}."
-        )
+        return bound(content, vim.HostSystem, find_host(rows, self._host).moref)
 
     def remove_empty(self) -> None:
         """Take away the folders below it that nothing is in any more."""

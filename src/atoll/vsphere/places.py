@@ -12,7 +12,7 @@ from pyVmomi import vim
 
 from atoll.model.errors import VCenterOperationError
 from atoll.vsphere.collector import Row, read_all, read_objects
-from atoll.vsphere.inventory import names_of
+from atoll.vsphere.hosts import find_host
 
 _PATHS = {
     vim.Folder: ("name", "parent", "childType"),
@@ -89,7 +89,7 @@ class Places:
 
         The host must have mounted all the datastores.
         """
-        host = self._host(wanted.host)
+        host = find_host(self._rows.values(), wanted.host)
         mounted = {self._name(ref) for ref in host.get("datastore") or ()}
         for name in sorted({wanted.datastore, *datastores} - mounted):
             raise VCenterOperationError(
@@ -131,17 +131,6 @@ class Places:
 
     def _of(self, kind: Any) -> list[Row]:
         return [row for row in self._rows.values() if issubclass(row.kind, kind)]
-
-    def _host(self, name: str) -> Row:
-        hosts = self._of(vim.HostSystem)
-        names = names_of({row.moref: str(row.get("name", "")) for row in hosts})
-        for row in hosts:
-            if names[row.moref] == name:
-                return row
-        raise VCenterOperationError(
-            f"vCenter manages no host called {name}; it knows "
-            f"{', '.join(sorted(names.values())) or 'none'}."
-        )
 
     def _name(self, ref: Any) -> str:
         row = self._rows.get(ref._moId)

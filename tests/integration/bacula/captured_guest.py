@@ -2,8 +2,6 @@
 
 import json
 import os
-import socket
-import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +17,8 @@ from atoll.storage.engine import ManagedEngine, Rules
 from atoll.storage.limits import Allowances
 from atoll_lab.pool import create_loop_pool, destroy, image
 from atoll_lab.vmfs import Volume, format_volume
+from guest_root import MIB, fill_guest_root
 
-MIB = 1 << 20
 DISK_BYTES, LUN_BYTES = 48 * MIB, 600 * MIB
 VMX = b'displayName = "db1"\n'
 SETTINGS = """
@@ -143,43 +141,14 @@ def certificate(run: str, snapshot: str, vmfs_uuid: str) -> str:
 
 def fill(top: Path) -> None:
     """A small root with everything that a backup can lose, years old."""
-    (top / "etc").mkdir()
-    (top / "etc/fstab").write_text("/dev/sda / ext4 errors=remount-ro 0 1\n")
-    (top / "usr/bin").mkdir(parents=True)
-    (top / "usr/bin/su").write_bytes(b"#!")
-    (top / "usr/bin/su").chmod(0o4755)
-    (top / "bin").symlink_to("usr/bin")
-    (top / "absolute").symlink_to("/etc/passwd")
+    fill_guest_root(top, "/dev/sda / ext4 errors=remount-ro 0 1\n", b"bad\xff\xfename")
     # Names like those of the tree that shows them.
     for place in ("volumes", "files/volumes", "image/raw"):
         (top / place).mkdir(parents=True)
         (top / place / "kept").write_bytes(place.encode())
     (top / "image/db1-flat.vmdk").write_bytes(b"the guest's own")
     home = top / "home"
-    (home / "sub").mkdir(parents=True)
-    (home / "plain").write_bytes(b"plain" * 1000)
-    os.chown(home / "plain", 1000, 1000)
-    os.link(home / "plain", home / "sub/again")
     (home / "empty").mkdir(mode=0o700)
-    with open(os.fsencode(home) + b"/bad\xff\xfename", "wb") as file:
-        file.write(b"odd")
-    with (home / "sparse").open("wb") as file:
-        file.write(b"begin")
-        file.seek(8 * MIB)
-        file.write(b"middle")
-        file.truncate(32 * MIB)
-    os.setxattr(home / "plain", "user.note", b"kept")
-    os.setxattr(home / "plain", "user.large", b"x" * 3000)
-    os.setxattr(home / "sub", "trusted.note", b"kept too")
-    os.setxattr(
-        top / "usr/bin/su", "security.capability", bytes.fromhex("0000000200200000" + "0" * 24)
-    )
-    subprocess.run(["setfacl", "-m", "u:1001:rw,g:55:r", home / "plain"], check=True)
-    subprocess.run(["setfacl", "-d", "-m", "u:1001:rx", home / "sub"], check=True)
-    os.mkfifo(home / "fifo", 0o620)
-    os.mknod(home / "disk", stat.S_IFBLK | 0o660, os.makedev(259, 70000))
-    with socket.socket(socket.AF_UNIX) as channel:
-        channel.bind(str(home / "sock"))
     many = top / "many"
     many.mkdir()
     for number in range(300):

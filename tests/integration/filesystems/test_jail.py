@@ -1,16 +1,19 @@
 """A parser that a hostile image has taken over can do nothing but compute and be stopped."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from atoll.blocks.readers import FileReader
 from atoll.filesystems import session as session_module
-from atoll.filesystems.session import FileSystemSession, Limits
+from atoll.filesystems.interface import EntryKind
+from atoll.filesystems.session import FileSystemSession, Limits, open_filesystem
 from atoll.model.errors import StorageUnreachableError, UnsupportedFormatError
 
 CAPTIVE = """
@@ -361,3 +364,54 @@ def test_an_error_of_the_reader_reaches_the_caller(guest) -> None:
             list(session.export("/"))
         reader._left = 1_000_000
         assert session.stat("/").inode == 2
+
+
+@pytest.mark.parametrize("wants_to_run", [True, False])
+def test_only_a_parser_that_is_not_let_run_has_longer(
+    wants_to_run: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(8 << 20))
+    subprocess.run(["mke2fs", "-qF", "-t", "ext4", image], check=True)
+    limits = Limits(patience_seconds=0.5)
+    asked = threading.Event()
+
+    def use(_: int) -> tuple[bool, float]:
+        asked.set()
+        return wants_to_run, 0.0
+
+    with open_filesystem(FileReader(image), limits) as session:
+        assert session._process is not None
+        process = session._process.pid
+        monkeypatch.setattr(session_module, "_processor_use", use)
+        # Stopped, it stands for one that others keep from running.
+        os.kill(process, signal.SIGSTOP)
+
+        def go_on() -> None:
+            asked.wait()
+            os.kill(process, signal.SIGCONT)
+
+        if wants_to_run:
+            threading.Thread(target=go_on).start()
+            assert session.stat("/").kind is EntryKind.DIRECTORY
+            assert asked.is_set(), "its patience was never over, so this showed nothing"
+        else:
+            with pytest.raises(UnsupportedFormatError, match="no result"):
+                session.stat("/")
+
+
+def test_who_runs_is_known() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            while (use := session_module._processor_use(busy.pid))[1] < 0.1:
+                pass
+            assert use[0]
+        finally:
+            busy.kill()
+    assert session_module._processor_use(busy.pid) == (False, 0.0)
+    with subprocess.Popen(["sleep", "60"]) as idle:
+        try:
+            while session_module._processor_use(idle.pid)[0]:
+                pass
+        finally:
+            idle.kill()

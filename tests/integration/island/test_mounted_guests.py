@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import os
-import socket
 import stat
 import subprocess
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from guest_root import fill_guest_root
 from mounted_tree import MountedTree, mounted_tree, served_vm
 
 pytestmark = pytest.mark.needs_root
@@ -48,40 +48,15 @@ def kernel_mount(disk: Path, top: Path, offset: int, length: int) -> Iterator[Pa
 
 
 def fill_root(top: Path) -> None:
-    (top / "etc").mkdir()
-    (top / "etc/fstab").write_text(FSTAB)
-    (top / "usr/bin").mkdir(parents=True)
-    (top / "usr/bin/su").write_bytes(b"#!")
-    (top / "usr/bin/su").chmod(0o4755)
-    (top / "bin").symlink_to("usr/bin")
-    (top / "absolute").symlink_to("/etc/passwd")
+    fill_guest_root(top, FSTAB, b"bad\xff\xfename\n")
     for point in ("var", "data"):
         (top / point).mkdir()
     (top / "var/hidden-by-the-mount").write_bytes(b"x")
     home = top / "home"
-    (home / "sub").mkdir(parents=True)
-    (home / "plain").write_bytes(b"plain" * 1000)
-    os.chown(home / "plain", 1000, 1000)
-    os.link(home / "plain", home / "sub/again")
-    with open(os.fsencode(home) + b"/bad\xff\xfename\n", "wb") as file:
-        file.write(b"odd")
-    with (home / "sparse").open("wb") as file:
-        file.write(b"begin")
-        file.seek(8 << 20)
-        file.write(b"middle")
-        file.truncate(40 << 20)
     with (home / "scattered").open("wb") as file:
         for number in range(0, 600, 2):
             file.seek(number * 4096)
             file.write(bytes([number % 251]) * 4096)
-    os.setxattr(home / "plain", "user.note", b"kept")
-    os.setxattr(home / "plain", "user.large", b"x" * 3000)
-    subprocess.run(["setfacl", "-m", "u:1001:rw,g:55:r", home / "plain"], check=True)
-    subprocess.run(["setfacl", "-d", "-m", "u:1001:rx", home / "sub"], check=True)
-    os.mkfifo(home / "fifo", 0o620)
-    os.mknod(home / "disk", stat.S_IFBLK | 0o666, os.makedev(259, 70000))
-    with socket.socket(socket.AF_UNIX) as channel:
-        channel.bind(str(home / "sock"))
     os.utime(home / "sub", ns=(-1_500_000_000, -2_000_000_000))
     os.utime(home / "scattered", ns=(10**18, 15 * 10**17 + 123_456_789))
     many = top / "many"

@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import socket
 import stat
 import subprocess
 import sys
@@ -13,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-MIB = 1 << 20
+from guest_root import MIB, fill_guest_root
+
 SYSTEM_BYTES = 24 * MIB
 MANIFEST = Path(__file__).parents[2] / "e2e/tree_manifest.py"
 START_SECTOR, SECTORS = 2048, 45056
@@ -80,41 +80,10 @@ def change(top: Path) -> None:
 
 
 def _fill(top: Path) -> None:
-    (top / "etc").mkdir()
-    (top / "etc/fstab").write_text("/dev/sda1 / ext4 errors=remount-ro 0 1\n")
-    (top / "usr/bin").mkdir(parents=True)
-    (top / "usr/bin/su").write_bytes(b"#!")
-    (top / "usr/bin/su").chmod(0o4755)
-    (top / "bin").symlink_to("usr/bin")
-    (top / "absolute").symlink_to("/etc/passwd")
-    os.lchown(top / "absolute", 1000, 1000)
+    fill_guest_root(top, "/dev/sda1 / ext4 errors=remount-ro 0 1\n", ODD_NAME)
     home = top / "home"
-    (home / "sub").mkdir(parents=True)
-    (home / "plain").write_bytes(b"plain" * 1000)
-    os.chown(home / "plain", 1000, 1001)
-    os.link(home / "plain", home / "sub/again")
     (home / "random").write_bytes(os.urandom(3 * MIB))
-    with open(os.path.join(os.fsencode(home), ODD_NAME), "wb") as file:
-        file.write(b"odd")
-    with (home / "sparse").open("wb") as file:
-        file.write(b"begin")
-        file.seek(8 * MIB)
-        file.write(b"middle")
-        file.truncate(40 * MIB)
-    os.setxattr(home / "plain", "user.note", b"kept")
-    os.setxattr(home / "plain", "user.binary", bytes(range(256)))
-    os.setxattr(home, "trusted.note", b"of root")
-    # CAP_NET_RAW, as ping has it.
-    os.setxattr(
-        top / "usr/bin/su", "security.capability", bytes.fromhex("0100000200200000" + "00" * 12)
-    )
-    subprocess.run(["setfacl", "-m", "u:1001:rw,g:55:r", home / "plain"], check=True)
-    subprocess.run(["setfacl", "-d", "-m", "u:1001:rx", home / "sub"], check=True)
-    os.mkfifo(home / "fifo", 0o620)
-    os.mknod(home / "disk", stat.S_IFBLK | 0o660, os.makedev(8, 17))
     os.mknod(home / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
-    with socket.socket(socket.AF_UNIX) as channel:
-        channel.bind(str(home / "sock"))
     (top / "secret").mkdir(mode=0o700)
     (top / "image/raw").mkdir(parents=True)
     (top / "image/raw/disk1.img").write_bytes(b"a file of the guest, not an image")

@@ -30,7 +30,7 @@ from atoll_lab.blueprint import HOSTS
 from atoll_lab.pool import image
 from atoll_lab.vcenter.control import NewDisk
 from atoll_lab.vmfs import Volume
-from iscsi_site import SimulatorProcess
+from iscsi_site import SimulatorProcess, write_settings
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 WINDOWS = "win 1"
@@ -44,30 +44,13 @@ DISKS = {
     WINDOWS: (("lun2", 4 * MIB),),
     DAMAGED: (("lun1", 8 * MIB),),
 }
-SETTINGS = """
-[[storage]]
-name = "vsphere"
-driver = "embedded"
-root = "{pool}"
-durability = "cache"
-reserve_bytes = 1048576
-
-[vcenter]
-host = "{vcenter.host}"
-port = {vcenter.port}
-user = "{vcenter.user}"
-password_file = "password"
-ca_file = "{vcenter.ca_file}"
-
+SECTIONS = """
 [repository]
 location = "repository"
 key_file = "key"
 
 [agents]
 directory = "agents"
-
-[director]
-state_directory = "state"
 """
 
 
@@ -90,8 +73,7 @@ class RecipeFarm:
     states: list[State] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.settings = self.work / "atoll.toml"
-        self.settings.write_text(SETTINGS.format(pool=self.pool, vcenter=self.simulator.settings()))
+        self.settings = write_settings(self.work, self.pool, self.simulator.settings(), SECTIONS)
         self.top = self.work / "mnt"
         self.old_system_disk = self.work / "old-system.img"
         self.old_data_disk = self.work / "old-data.img"

@@ -12,7 +12,7 @@ from atoll.filesystems.interface import Data, Entry, EntryKind, Placed
 from atoll.filesystems.rows import Row, pack, pack_damaged
 from atoll.island import listing as listing_module
 from atoll.island.answers import Answers
-from atoll.island.descriptor import descriptor_text, flat_name, safe_name
+from atoll.island.descriptor import flat_descriptor, flat_name, safe_name
 from atoll.island.guest_tree import mount_points
 from atoll.island.layout import FileLayout
 from atoll.island.listing import Listing
@@ -172,7 +172,7 @@ def test_answers_are_kept_by_weight_and_refusals_too() -> None:
 
 
 def test_descriptors_are_read_by_our_own_parser() -> None:
-    text = descriptor_text(flat_name("db1.vmdk"), 5 << 30)
+    text = flat_descriptor(flat_name("db1.vmdk"), 5 << 30)
     descriptor = parse_descriptor(text, "db1.vmdk")
     (extent,) = descriptor.extents
     assert (extent.file, extent.length, extent.file_offset) == ("db1-flat.vmdk", 5 << 30, 0)

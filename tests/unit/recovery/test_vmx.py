@@ -67,11 +67,19 @@ ctkEnabled = "TRUE"
 
 def test_what_a_file_says() -> None:
     vmx = parse_vmx(VMX.encode(), "db1.vmx")
-    assert (vmx.name, vmx.guest_os, vmx.version) == ('db "one"', "debian12-64", 19)
-    assert (vmx.cpus, vmx.cores_per_socket, vmx.memory_mb) == (4, 2, 2048)
-    assert (vmx.firmware, vmx.secure_boot) == ("efi", True)
-    assert vmx.annotation == "first line\nsecond line"
-    assert vmx.controllers == (
+    assert (vmx.hardware.name, vmx.hardware.guest_os, vmx.hardware.version) == (
+        'db "one"',
+        "debian12-64",
+        19,
+    )
+    assert (vmx.hardware.cpus, vmx.hardware.cores_per_socket, vmx.hardware.memory_mb) == (
+        4,
+        2,
+        2048,
+    )
+    assert (vmx.hardware.firmware, vmx.hardware.secure_boot) == ("efi", True)
+    assert vmx.hardware.annotation == "first line\nsecond line"
+    assert vmx.hardware.controllers == (
         Controller("pvscsi", 0),
         Controller("lsisas1068", 1, "virtual"),
         Controller("ahci", 0),
@@ -82,11 +90,11 @@ def test_what_a_file_says() -> None:
         "scsi1:3": "independent_persistent",
         "ide0:0": "persistent",
     }
-    assert vmx.cards == (
+    assert vmx.hardware.cards == (
         NetworkCard("vmxnet3", "VM Network"),
         NetworkCard("e1000", "Lab", "00:50:56:11:22:33", connected=False),
     )
-    assert vmx.extra == {"disk.EnableUUID": "TRUE", "guestinfo.userdata": "x"}
+    assert vmx.hardware.extra == {"disk.EnableUUID": "TRUE", "guestinfo.userdata": "x"}
     assert vmx.left_out == (
         "scsi1:3.sharing",
         "sata0:0 (cdrom-image)",
@@ -99,20 +107,21 @@ def test_what_a_file_says() -> None:
 
 def test_little_is_enough() -> None:
     vmx = parse_vmx(b'guestOS = "other"\nmemsize = "64"\nscsi0:0.present = "true"\n', "x")
-    assert (vmx.cpus, vmx.memory_mb, vmx.firmware, vmx.version) == (1, 64, "bios", None)
-    assert vmx.controllers == (Controller("lsilogic", 0),)
+    made = vmx.hardware
+    assert (made.cpus, made.memory_mb, made.firmware, made.version) == (1, 64, "bios", None)
+    assert vmx.hardware.controllers == (Controller("lsilogic", 0),)
     assert vmx.left_out == ()
 
 
 def test_other_encodings() -> None:
     text = '.encoding = "windows-1252"\nguestOS = "other"\nmemsize = "64"\ndisplayName = "Zürich"\n'
-    assert parse_vmx(text.encode("windows-1252"), "x").name == "Zürich"
+    assert parse_vmx(text.encode("windows-1252"), "x").hardware.name == "Zürich"
 
 
 def test_a_device_of_an_unknown_kind_is_replaced_and_told() -> None:
     lines = ('scsi0.present = "TRUE"', 'scsi0.virtualDev = "quantum"', 'memsize = "64"')
     vmx = parse_vmx("\n".join((*lines, 'guestOS = "other"')).encode(), "x")
-    assert vmx.controllers == (Controller("lsilogic", 0),)
+    assert vmx.hardware.controllers == (Controller("lsilogic", 0),)
     assert vmx.left_out == ("scsi0.virtualDev",)
 
 

@@ -134,8 +134,8 @@ def _vmx(directory: Path, lines: Mapping[str, str]) -> Vmx:
 
 def _hardware(export: _Export, console: Console) -> VmHardware:
     """The VM to be made; tells what it will lack."""
-    vmx = export.vmx
-    known = {each.place: each for each in vmx.controllers}
+    vmx, made_of = export.vmx, export.vmx.hardware
+    known = {each.place: each for each in made_of.controllers}
     disks = []
     for address, disk in export.disks.items():
         kind, _, unit = address.partition(":")
@@ -153,29 +153,15 @@ def _hardware(export: _Export, console: Console) -> VmHardware:
         console.log(f"Disk {address} is not in the export; the new VM will not have it.", WARNING)
     if vmx.left_out:
         console.log(f"Left out of the new VM: {', '.join(vmx.left_out)}", WARNING)
-    if vmx.firmware == "efi":
+    if made_of.firmware == "efi":
         console.log("The firmware's NVRAM begins anew, with UEFI's own order of booting.")
-    for number, card in enumerate(vmx.cards):
+    for number, card in enumerate(made_of.cards):
         if card.mac is None:
             console.log(f"Network card {number} gets a new MAC address.")
-    name = export.lines.get("display_name") or vmx.name
+    name = export.lines.get("display_name") or made_of.name
     if not name:
         raise UnsupportedFormatError("The catalog has no display_name, and the VMX has none.")
-    return VmHardware(
-        name=name,
-        guest_os=vmx.guest_os,
-        cpus=vmx.cpus,
-        cores_per_socket=vmx.cores_per_socket,
-        memory_mb=vmx.memory_mb,
-        firmware=vmx.firmware,
-        secure_boot=vmx.secure_boot,
-        annotation=vmx.annotation,
-        version=vmx.version,
-        controllers=tuple(known.values()),
-        disks=tuple(disks),
-        cards=vmx.cards,
-        extra=dict(vmx.extra),
-    )
+    return replace(made_of, name=name, controllers=tuple(known.values()), disks=tuple(disks))
 
 
 def _existing(

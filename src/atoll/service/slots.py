@@ -1,4 +1,4 @@
-"""How much is done at once: on a host, from a datastore, from a storage system, by this machine.
+"""Turns at what is done only so often at once: copying from a datastore, serving from this machine.
 
 What all processes of the machine have at work is counted by kernel locks on the files of one
 directory, a file a slot, which end with the process that has them. So nothing is counted wrong
@@ -15,27 +15,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from atoll.model.errors import ConfigurationError, RunConflictError
+from atoll.model.limits import Limits
 from atoll.service.filelocks import lock_file
 
 _POLL_SECONDS = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The settings' section [limits]; each at least 1."""
-
-    host_tasks: int = 8
-    """Tasks that vCenter works on at once for the island's host."""
-    host_luns: int = 256
-    """Copies of LUNs that the island's host has at once."""
-    storage_disks: int = 16
-    """Disks copied at once from one storage system."""
-    datastore_disks: int = 4
-    """Disks copied at once from one datastore."""
-    proxy_disks: int = 8
-    """Disks copied at once by this machine."""
-    proxy_served: int = 32
-    """Mounts and exports that this machine serves at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from atoll.model.errors import RunConflictError
-from atoll.service.limits import Limits, Slots
+from atoll.model.limits import Limits
+from atoll.service.slots import Slots
 
 
 class Count:
@@ -83,7 +84,8 @@ def test_who_waits_says_for_what_once_and_keeps_nothing(tmp_path: Path) -> None:
 def test_a_killed_process_has_no_slot(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path\n"
-        "from atoll.service.limits import Limits, Slots\n"
+        "from atoll.model.limits import Limits\n"
+        "from atoll.service.slots import Slots\n"
         "with Slots(Path(sys.argv[1]), Limits(proxy_served=1)).serving():\n"
         "    print('served', flush=True); time.sleep(600)\n"
     )
