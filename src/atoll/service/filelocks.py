@@ -1,10 +1,9 @@
 """Locks on files, which the kernel drops when their process dies, however it dies."""
 
 import fcntl
-import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,10 +36,22 @@ def lock_file(path: Path, how: int, *, create: bool = True) -> int | None:
 
 
 @contextmanager
-def locked(path: Path, how: int, said: str, patience_seconds: float = math.inf) -> Iterator[None]:
-    """Wait for a lock and have it while the block lasts; RunConflictError(`said`) if in vain."""
+def locked(
+    path: Path,
+    how: int,
+    said: str,
+    patience_seconds: float,
+    waits: Callable[[], None] | None = None,
+) -> Iterator[None]:
+    """Wait for a lock and have it while the block lasts; RunConflictError(`said`) if in vain.
+
+    `waits` is called once when it is not to be had at once.
+    """
     deadline = time.monotonic() + patience_seconds
     while (descriptor := lock_file(path, how)) is None:
+        if waits is not None:
+            waits()
+            waits = None
         if time.monotonic() > deadline:
             raise RunConflictError(said)
         time.sleep(_POLL_SECONDS)

@@ -63,8 +63,7 @@ class PreparedRun:
         )
         groups = self.plan.groups
         self._pinned.enter_context(self.pins.reading([(group, snapshot) for group in groups]))
-        progress.stage("", "turn")
-        with self.journal.holding(groups):
+        with self.journal.holding(groups, waits=lambda: progress.stage("", "turn")):
             held = capture(self.plan, snapshot, self.means, self.policy, progress)
         self._following.close()
         words = certificate(self.plan, held.proofs)

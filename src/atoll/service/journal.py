@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,10 +116,14 @@ class Journal:
 
     @contextmanager
     def holding(
-        self, groups: Sequence[str], patience_seconds: float = PATIENCE_SECONDS
+        self,
+        groups: Sequence[str],
+        patience_seconds: float = PATIENCE_SECONDS,
+        waits: Callable[[], None] | None = None,
     ) -> Iterator[None]:
         """Wait until no other run holds guests of these LUN groups, and until nobody tidies.
 
+        `waits` is called when that is not so at once.
         RunConflictError when that takes longer than `patience_seconds`.
         """
         deadline = time.monotonic() + patience_seconds
@@ -127,11 +131,12 @@ class Journal:
             for group in sorted(set(groups)):  # one order for all, or two could wait for ever
                 said = f"LUN group {group} is still being held by another run; try again later."
                 path = self._groups / f"{group}.lock"
-                stack.enter_context(locked(path, fcntl.LOCK_EX, said, deadline - time.monotonic()))
+                left = deadline - time.monotonic()
+                stack.enter_context(locked(path, fcntl.LOCK_EX, said, left, waits))
             # Last: who waits for a group keeps nobody from tidying.
             said = "The site is still being tidied; try again later."
             lock, left = self._directory / "lock", deadline - time.monotonic()
-            stack.enter_context(locked(lock, fcntl.LOCK_SH, said, left))
+            stack.enter_context(locked(lock, fcntl.LOCK_SH, said, left, waits))
             yield
 
     def _path(self, run: str) -> Path:

@@ -81,8 +81,8 @@ class Slots:
         taken = self._take([_Wanted("served", limit, "")])
         if taken is None:
             raise RunConflictError(
-                f"This machine serves {limit} mounts and exports already, which is what "
-                "`proxy_served` in [limits] allows; end one or allow more."
+                "This machine serves as many mounts and exports as it may "
+                f"(`proxy_served` in [limits] is {limit}); end one or allow more."
             )
         with taken:
             yield

@@ -62,7 +62,7 @@ def test_who_tidies_leaves_a_run_at_work_alone(site: SmallSite) -> None:
 
 def test_the_parent_of_a_slow_run_is_there_to_its_end(site: SmallSite) -> None:
     site.back_up(vms=("db1",))
-    result = site.back_up(At(turn=lambda: site.back_up(vms=("db1",))), vms=("db1",))
+    result = site.back_up(At(copy=lambda: site.back_up(vms=("db1",))), vms=("db1",))
     assert full_reads(result) == []
     site.clean()
 

@@ -105,10 +105,13 @@ def test_holds_of_other_groups_do_not_wait_and_tidying_waits_for_all(tmp_path: P
         tidying.start()
         tidying.join(0.3)
         order.append("held")
+        with pytest.raises(RunConflictError, match="gold"):
+            waits = Journal(tmp_path).holding(["gold"], 0.0, lambda: order.append("waits"))
+            waits.__enter__()
         with pytest.raises(RunConflictError, match="too long"), Journal(tmp_path).tidying(0.0):
             raise AssertionError("somebody tidies while a guest is held")
     tidying.join()
-    assert order == ["held", "tidied"]
+    assert order == ["held", "waits", "tidied"]
     with (
         Journal(tmp_path).tidying(),
         pytest.raises(RunConflictError, match="tidied"),
