@@ -10,6 +10,7 @@ from pathlib import Path
 from atoll_lab.guests.errors import LabGuestError
 
 PORT_NAME = "io.atoll.lab.0"
+_LAST_LINES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,8 @@ class GuestShell:
                 return self._await(channel, identity, deadline)
             except TimeoutError as error:
                 raise LabGuestError(
-                    f"The guest behind {self.path} did not answer in {timeout_seconds:.0f} s; "
-                    "see its serial log."
+                    f"The guest behind {self.path} did not answer in {timeout_seconds:.0f} s; its "
+                    f"serial log ends with: {self._last_words()}"
                 ) from error
             except OSError as error:
                 raise LabGuestError(
@@ -66,6 +67,15 @@ class GuestShell:
                 f"`{command}` ended with {result.status} inside the guest: {result.errors.strip()}"
             )
         return result.output
+
+    def _last_words(self) -> str:
+        """The end of what it wrote to its console, which lies beside the socket."""
+        try:
+            text = self.path.with_name("serial.log").read_text(errors="replace")
+        except OSError as error:
+            return f"nothing ({error.strerror})"
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return " / ".join(lines[-_LAST_LINES:]) or "nothing"
 
     def _await(self, channel: socket.socket, identity: str, deadline: float) -> CommandResult:
         pending = b""
