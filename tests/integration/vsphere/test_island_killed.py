@@ -30,9 +30,9 @@ from atoll.vsphere.client import VCenter
 from atoll_lab.pool import image
 from atoll_lab.vcenter.control import NewDisk
 from atoll_lab.vmfs import Volume
-from iscsi_site import SimulatorProcess, pool_of, vmfs_engine
+from iscsi_site import SimulatorProcess, pool_of, vmfs_engine, write_settings
 from island_farm import ESX1, HOME, ISLAND, MIB, Farm
-from vcb_scripts import SETTINGS, vcb_commands
+from vcb_scripts import vcb_commands
 
 pytestmark = pytest.mark.needs_root
 
@@ -105,8 +105,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
                     "big1", "lun1", "big1/big1.vmx", disks, ESX1.name, "Debian", UUID
                 )
                 farm.run(RUN, "big1")
-                settings = SETTINGS.format(pool=farm.pool, vcenter=simulator.settings())
-                (work / "atoll.toml").write_text(settings + MORE)
+                write_settings(work, farm.pool, simulator.settings(), MORE)
                 with Repository.create(work / "repo", create_key_file(work / "key")):
                     pass
                 yield Site(farm, work, disk.read_bytes(), vcb.environment)
