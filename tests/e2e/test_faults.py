@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from atoll.repository.keys import create_key_file
-from atoll.repository.local import LocalStore
 from atoll_lab.vcenter.control import NewDisk
 from live_lab import VMS, LiveLab, Outcome, Standing
 
@@ -107,16 +106,6 @@ def test_a_key_that_opens_another_repository(lab: LiveLab, points: Standing) -> 
 def test_a_repository_that_is_not_there(lab: LiveLab, points: Standing) -> None:
     settings = lab.settings("lost", {"repository.location": lab.places.root / "lost"})
     refused(lab, points, lab.run("backup", *VMS, settings=settings), 25, "lost")
-
-
-def test_a_repository_that_is_being_swept(lab: LiveLab, points: Standing) -> None:
-    lock = LocalStore.open(lab.places.repository).lock(exclusive=True)
-    try:
-        outcome = lab.run("backup", *VMS)
-    finally:
-        lock.release()
-    refused(lab, points, outcome, 26, "busy")
-    assert "guests held" not in outcome.err, "nobody is held for nothing"
 
 
 def test_a_point_and_a_file_that_do_not_exist(

@@ -3,14 +3,21 @@
 import os
 import random
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from atoll.model.consistency import ApplicationState, Consistency, ConsistencyProof, Hold
 from atoll.model.errors import RepositoryUnreachableError
 from atoll.model.extents import Extent
 from atoll.model.points import DiskImage, RestorePoint
 from atoll.repository.copying import CopiedDisk
-from atoll.repository.store import Buffer, ObjectInfo, ObjectStore, StoreLock
+from atoll.repository.store import (
+    Buffer,
+    ObjectInfo,
+    ObjectStore,
+    SessionSeen,
+    StoreLock,
+    StoreSession,
+)
 
 CHUNK = 4096
 
@@ -141,8 +148,53 @@ class CountingStore:
         self.inner.delete_temporary(name)
         self._strike("after")
 
-    def lock(self, *, exclusive: bool) -> StoreLock:
-        return self.inner.lock(exclusive=exclusive)
+    def join(self, text: bytes) -> StoreSession:
+        return self.inner.join(text)
+
+    def sessions(self) -> Sequence[SessionSeen]:
+        return self.inner.sessions()
+
+    def maintain(self) -> StoreLock:
+        return self.inner.maintain()
 
     def close(self) -> None:
         self.inner.close()
+
+
+class Interposed:
+    """A store that calls `between` before its `at`-th call of any kind, and counts its calls."""
+
+    def __init__(self, inner: ObjectStore, at: int, between: Callable[[], None]) -> None:
+        self.inner = inner
+        self.calls = 0
+        self.fired = False
+        self._at = at
+        self._between = between
+
+    def __getattr__(self, name: str) -> object:
+        found = getattr(self.inner, name)
+        return self._counted(found) if callable(found) else found
+
+    def _counted(self, call: Callable[..., object]) -> Callable[..., object]:
+        def counted(*args: object, **more: object) -> object:
+            self._count()
+            result = call(*args, **more)
+            return _InterposedSession(result, self._count) if hasattr(result, "say") else result
+
+        return counted
+
+    def _count(self) -> None:
+        self.calls += 1
+        if self.calls == self._at:
+            self.fired = True
+            self._between()
+
+
+class _InterposedSession:
+    def __init__(self, inner: object, count: Callable[[], None]) -> None:
+        self._inner = inner
+        self._count = count
+
+    def __getattr__(self, name: str) -> object:
+        self._count()
+        return getattr(self._inner, name)

@@ -46,14 +46,3 @@ def rebuild_index() -> None:
     """Write the index anew from the packs, after `atoll verify` found it damaged."""
     written = context.site().repository().rebuild_index()
     out.print(f"Wrote {len(written)} index segments.")
-
-
-@app.command("sweep")
-def sweep(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Remove what killed runs stored and no restore point uses."""
-    swept = context.site().repository().sweep()
-    if json:
-        as_json(swept)
-    else:
-        count = len(swept.temporaries) + len(swept.packs)
-        out.print(f"Removed {count} objects, {size(swept.size_bytes)}.")

@@ -15,7 +15,7 @@ from atoll.repository.packs import (
     object_name,
     read_listing,
 )
-from atoll.repository.store import ObjectStore, own_objects
+from atoll.repository.store import MissingObjectError, ObjectStore, own_objects
 
 
 class ChunkSource:
@@ -54,6 +54,10 @@ class ChunkSource:
             self._index = fresh
             return fresh
 
+    def apart(self) -> Index:
+        """An index of the store as it is now that nobody else adds to."""
+        return Index().refresh(self._store, self._master)
+
     def add(self, segment: str, packs: Sequence[PackListing]) -> None:
         """Take in a segment this process has just written."""
         with self._lock:
@@ -61,7 +65,7 @@ class ChunkSource:
 
     def get(self, name: bytes) -> bytes:
         """A chunk's content; RepositoryDamagedError if no copy of it is whole."""
-        return self._first_whole(self._locations(name))
+        return self._first_whole(name, self._locations(name))
 
     def get_many(self, names: Sequence[bytes]) -> list[bytes]:
         """The contents in order; neighbours in a pack are read with one request."""
@@ -72,11 +76,11 @@ class ChunkSource:
             end = at + 1
             while end < len(wanted) and _adjacent(wanted[end - 1][0], wanted[end][0]):
                 end += 1
-            contents.extend(self._run(wanted[at:end]))
+            contents.extend(self._run(names[at:end], wanted[at:end]))
             at = end
         return contents
 
-    def _run(self, run: Sequence[list[Location]]) -> list[bytes]:
+    def _run(self, names: Sequence[bytes], run: Sequence[list[Location]]) -> list[bytes]:
         first, last = run[0][0], run[-1][0]
         start = first.entry.offset
         length = last.entry.offset + last.entry.sealed_bytes - start
@@ -91,19 +95,33 @@ class ChunkSource:
             ]
         except RepositoryDamagedError:
             # Only now is it worth asking whether another pack holds the chunk as well.
-            return [self._first_whole(places) for places in run]
+            return [
+                self._first_whole(name, places) for name, places in zip(names, run, strict=True)
+            ]
 
-    def _first_whole(self, places: Sequence[Location]) -> bytes:
+    def _first_whole(self, name: bytes, places: Sequence[Location]) -> bytes:
+        tried: set[Location] = set()
         problem: RepositoryDamagedError | None = None
-        for place in places:
-            try:
-                entry = place.entry
-                sealed = self._store.get_range(
-                    object_name(place.pack), entry.offset, entry.sealed_bytes
-                )
-                return self._opened(place, sealed)
-            except RepositoryDamagedError as error:
-                problem = problem or error
+        while True:
+            moved = False
+            for place in places:
+                tried.add(place)
+                try:
+                    entry = place.entry
+                    sealed = self._store.get_range(
+                        object_name(place.pack), entry.offset, entry.sealed_bytes
+                    )
+                    return self._opened(place, sealed)
+                except RepositoryDamagedError as error:
+                    problem = problem or error
+                    moved = moved or isinstance(error, MissingObjectError)
+            if not moved:
+                break
+            # A prune may have put the chunk elsewhere since the index was read.
+            self.refresh()
+            places = [place for place in self._locations(name) if place not in tried]
+            if not places:
+                break
         assert problem is not None
         raise problem
 

@@ -30,6 +30,8 @@ _ROW = np.dtype(
     ]
 )
 Rows = NDArray[np.void]
+Positions = NDArray[np.int64]
+"""Places of rows in an index; they hold until it takes in another segment."""
 
 
 class Location(NamedTuple):
@@ -70,6 +72,12 @@ def read_segment(store: ObjectStore, master: MasterKey, name: str) -> list[PackL
         PackListing(pack.name, pack.size_bytes, tuple(entries))
         for pack, entries in zip(packs, held, strict=True)
     ]
+
+
+def listed_packs(store: ObjectStore, master: MasterKey, name: str) -> frozenset[str]:
+    """Names of the packs of a segment."""
+    packs, _ = _decode(unseal(master, KIND, name, store.get(INDEX + name)), name)
+    return frozenset(pack.name for pack in packs)
 
 
 class Index:
@@ -158,6 +166,43 @@ class Index:
                     yield Location(self._packs[int(row["pack"])].name, _entry(row))
                 at += 1
 
+    def find(self, names: NDArray[np.uint8], avoid: NDArray[np.bool_] | None = None) -> Positions:
+        """Where many chunks stand in this index, -1 for those it lacks.
+
+        `names` has a row of 32 bytes for each. Of a chunk in several packs it is always the same
+        place, one in a pack that `avoid` (by pack number) does not have if there is such a place.
+        """
+        found = np.full(len(names), -1, np.int64)
+        second = np.full(len(names), -1, np.int64)
+        wanted = _prefixes(names)
+        base = 0
+        for table in self._tables:
+            at = np.searchsorted(table.prefixes, wanted)
+            open_ = np.flatnonzero(found < 0)
+            while len(open_):
+                place = at[open_]
+                inside = place < len(table.prefixes)
+                open_, place = open_[inside], place[inside]
+                same = table.prefixes[place] == wanted[open_]
+                open_, place = open_[same], place[same]
+                rows = table.rows[place]
+                hit = (rows["name"] == names[open_]).all(axis=1)
+                good = hit if avoid is None else hit & ~avoid[rows["pack"]]
+                found[open_[good]] = base + place[good]
+                bad = hit & ~good & (second[open_] < 0)
+                second[open_[bad]] = base + place[bad]
+                open_ = open_[~good]
+                at[open_] += 1
+            base += len(table.rows)
+        return np.where(found < 0, second, found)
+
+    def blocks(self) -> Iterator[tuple[int, Rows]]:
+        """All rows in the order of their positions, with the position of each block's first."""
+        base = 0
+        for table in self._tables:
+            yield base, table.rows
+            base += len(table.rows)
+
     def by_pack(self) -> dict[str, Rows]:
         """Each pack's rows, for whoever looks at whole packs; `entries` makes them readable."""
         held: dict[str, list[Rows]] = {}
@@ -176,9 +221,13 @@ def entries(rows: Rows) -> tuple[PackEntry, ...]:
 
 
 def _table(rows: Rows) -> _Table:
-    prefixes = np.ascontiguousarray(rows["name"][:, :8]).view(">u8").reshape(-1).astype(np.uint64)
+    prefixes = _prefixes(rows["name"])
     order = np.argsort(prefixes, kind="stable")
     return _Table(prefixes[order], rows[order])
+
+
+def _prefixes(names: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    return np.ascontiguousarray(names[:, :8]).view(">u8").reshape(-1).astype(np.uint64)
 
 
 def _entry(row: np.void) -> PackEntry:

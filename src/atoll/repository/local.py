@@ -16,9 +16,20 @@ from atoll.model.errors import (
     RunConflictError,
     StorageConflictError,
 )
-from atoll.repository.store import Buffer, MissingObjectError, ObjectInfo
+from atoll.repository.store import (
+    Buffer,
+    MissingObjectError,
+    ObjectInfo,
+    SessionSeen,
+    own_objects,
+)
 
+SESSIONS = "sessions/"
 _TEMPORARIES = "tmp"
+_ENDED = (
+    "This process was taken for dead by another that tidies the repository, so nothing of it is "
+    "committed; run it again."
+)
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*(/[a-z0-9][a-z0-9.-]*)*")
 _PARTS_PER_WRITE = 512  # IOV_MAX is 1024 on Linux
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -38,6 +49,48 @@ class LocalLock:
 
     def __del__(self) -> None:
         self.release()
+
+
+class LocalSession:
+    """A file that is locked for as long as its session goes on."""
+
+    def __init__(self, store: "LocalStore", name: str, handle: int) -> None:
+        self._store = store
+        self._name = name
+        self._handle: int | None = handle
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self._name
+
+    def say(self, text: bytes) -> None:
+        """A new file takes the old one's place, so that nobody reads half of either."""
+        old = self._handle
+        if old is None:
+            raise RunConflictError(_ENDED)
+        self.confirm()
+        self._handle = self._store.place_session(self._name, text, replace=True)
+        os.close(old)
+
+    def confirm(self) -> None:
+        """Whoever takes a session for dead removes its file."""
+        if self._handle is None or os.fstat(self._handle).st_nlink == 0:
+            raise RunConflictError(_ENDED)
+
+    def end(self) -> None:
+        """Remove the file, then drop the lock."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            try:
+                self._store.delete(f"{SESSIONS}{self._name}")
+            finally:
+                os.close(handle)
+
+    def __del__(self) -> None:
+        # Without `end` the file stays, unlocked, like that of a process that was killed.
+        if self._handle is not None:
+            os.close(self._handle)
 
 
 class LocalStore:
@@ -131,28 +184,86 @@ class LocalStore:
                 os.close(handle)
 
     def temporaries(self) -> Sequence[ObjectInfo]:
-        """Files of the scratch folder."""
+        """Files of the scratch folder that nobody has locked."""
         with _explained(f"list the temporaries of {self._root}"):
-            return sorted(self._walk(_TEMPORARIES), key=lambda info: info.name)
+            found = sorted(self._walk(_TEMPORARIES), key=lambda info: info.name)
+            return [info for info in found if self._unlocked(info.name)]
 
     def delete_temporary(self, name: str) -> None:
         """Unlink one."""
         self.delete(name)
 
-    def lock(self, *, exclusive: bool) -> LocalLock:
-        """flock(2) on the file `lock`; shared for writers, exclusive for who deletes."""
+    def join(self, text: bytes) -> LocalSession:
+        """A file in `sessions/`, locked before it has its name."""
+        name = secrets.token_hex(16)
+        return LocalSession(self, name, self.place_session(name, text, replace=False))
+
+    def place_session(self, name: str, text: bytes, *, replace: bool) -> int:
+        """Put a session's file in its place and return the locked descriptor."""
+        with _explained(f"write to {self._root}"):
+            scratch = self._folder(_TEMPORARIES, create=True)
+            try:
+                target = self._folder(SESSIONS.rstrip("/"), create=True)
+                try:
+                    temporary, handle = _locked_temporary(scratch)
+                    try:
+                        _write(handle, [text])
+                        os.fsync(handle)
+                        os.rename(temporary, name, src_dir_fd=scratch, dst_dir_fd=target)
+                        os.fsync(target)
+                    except BaseException:
+                        _unlink(scratch, temporary)
+                        os.close(handle)
+                        raise
+                    return handle
+                finally:
+                    os.close(target)
+            finally:
+                os.close(scratch)
+
+    def sessions(self) -> Sequence[SessionSeen]:
+        """Those whose file is locked; the others' files are removed."""
+        alive = []
+        for info in own_objects(self, SESSIONS):
+            with suppress(MissingObjectError):
+                if self._unlocked(info.name, remove=True):
+                    continue
+                alive.append(SessionSeen(info.name.rpartition("/")[2], self.get(info.name)))
+        return alive
+
+    def _unlocked(self, name: str, *, remove: bool = False) -> bool:
+        """Whether no process has a file locked; `remove` then takes it away while it is ours."""
+        while True:
+            try:
+                # For writing: NFS turns flock(2) into a lock that asks for it.
+                handle = self._open(name, os.O_RDWR)
+            except MissingObjectError:
+                return True
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(handle).st_nlink == 0:
+                    continue  # another file has its place by now
+                if remove:
+                    self.delete(name)
+            except BlockingIOError:
+                return False
+            finally:
+                os.close(handle)
+            return True
+
+    def maintain(self) -> LocalLock:
+        """flock(2) on the file `lock`."""
         with _explained(f"lock {self._root}"):
             handle = os.open(
                 "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self._descriptor
             )
             try:
-                fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(handle)
-                who = "a writer is" if exclusive else "a sweep is"
                 raise RunConflictError(
-                    f"The repository {self._root} is busy: {who} at work there; "
-                    "run again when it is done."
+                    f"The repository {self._root} is being tidied by another; run again when that "
+                    "is done."
                 ) from None
             except BaseException:
                 os.close(handle)
@@ -176,11 +287,11 @@ class LocalStore:
             )
         return self._handle
 
-    def _open(self, name: str) -> int:
+    def _open(self, name: str, access: int = os.O_RDONLY) -> int:
         _check(name)
         with _explained(f"open {name} of {self._root}"):
             try:
-                return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._descriptor)
+                return os.open(name, access | os.O_CLOEXEC, dir_fd=self._descriptor)
             except FileNotFoundError:
                 raise MissingObjectError(
                     f"{name} is missing from the repository {self._root}; "
@@ -248,19 +359,35 @@ def _explained(doing: str) -> Iterator[None]:
 def _put_file(
     scratch: int, target: int, file: str, parts: Sequence[Buffer], described: str
 ) -> None:
-    temporary = secrets.token_hex(16)
-    handle = os.open(
-        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=scratch
-    )
+    temporary, handle = _locked_temporary(scratch)
     try:
-        try:
-            _write(handle, parts)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _write(handle, parts)
+        os.fsync(handle)
         _name(scratch, temporary, target, file, described)
         os.fsync(target)
     finally:
+        _unlink(scratch, temporary)
+        os.close(handle)
+
+
+def _locked_temporary(scratch: int) -> tuple[str, int]:
+    """A new file's name and descriptor, locked so that nobody takes it for a leftover."""
+    while True:
+        temporary = secrets.token_hex(16)
+        handle = os.open(
+            temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=scratch
+        )
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(handle).st_nlink:
+                return temporary, handle
+        except BlockingIOError:
+            pass  # somebody who tidies came between the two calls, and is removing it
+        except BaseException:
+            os.close(handle)
+            _unlink(scratch, temporary)
+            raise
+        os.close(handle)
         _unlink(scratch, temporary)
 
 

@@ -1,7 +1,7 @@
 """Restore points in the store: one sealed object a commit, which is the only commit there is."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,6 +16,8 @@ from atoll.repository.store import MissingObjectError, ObjectStore, own_objects
 POINTS, POINTS_KIND = "points/", "PTS"
 EVIDENCE, EVIDENCE_KIND = "evidence/", "EVD"
 T = TypeVar("T")
+_LISTINGS = 5
+"""How often points are listed while others write them anew; a store may list what is long gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +47,13 @@ class PointLog:
         self._read: dict[str, Reading] = {}
         self.lost: tuple[str, ...] = ()
 
-    def append(self, points: Sequence[RestorePoint]) -> None:
-        """Make the points visible, all at once or none."""
+    def append(self, points: Sequence[RestorePoint]) -> str:
+        """Make the points visible, all at once or none; the name of the object that holds them."""
         name = new_name()
         plain = json.dumps({"points": [to_json(point) for point in points]}).encode()
         sealed = seal(self._master, POINTS_KIND, name, plain)
         self._store.put(POINTS + name, [twice(sealed)])
+        return POINTS + name
 
     def attach(self, point: str, evidence: Evidence) -> None:
         """Add evidence for a point, in an object of its own."""
@@ -61,19 +64,49 @@ class PointLog:
 
     def points(self) -> list[RestorePoint]:
         """All points that can be read, oldest first; `lost` then names the objects that cannot."""
-        found: dict[str, RestorePoint] = {}
+        for _ in range(_LISTINGS):
+            readings, lost, vanished = self._read_all()
+            if not vanished:
+                break  # else one was written anew, without a forgotten point, since it was listed
+        self.lost = tuple(lost)
+        found = {point.id: point for reading in readings for point in reading.points}
+        return sorted(found.values(), key=lambda point: (point.created_at, point.id))
+
+    def _read_all(self) -> tuple[list[Reading], list[str], bool]:
+        """All that can be read, what cannot, and whether some of what was listed is gone."""
+        readings: list[Reading] = []
         lost: list[str] = []
+        vanished = False
         for name in self._names(POINTS):
             try:
-                reading = self.read(name)
+                readings.append(self.read(name))
             except MissingObjectError:
-                continue  # deleted since it was listed
+                vanished = True
             except RepositoryDamagedError:
                 lost.append(name)
+        return readings, lost, vanished
+
+    def forget(self, ids: Set[str]) -> list[RestorePoint]:
+        """Remove points and their evidence; returns those that were there.
+
+        The caller holds the maintenance lock. What is left of an object is written before the object
+        goes, so that no other point is missing at any time.
+        """
+        gone: dict[str, RestorePoint] = {}
+        for name in self._names(POINTS):
+            points = self.read(name).points
+            going = [point for point in points if point.id in ids]
+            if not going:
                 continue
-            found.update((point.id, point) for point in reading.points)
-        self.lost = tuple(lost)
-        return sorted(found.values(), key=lambda point: (point.created_at, point.id))
+            rest = [point for point in points if point.id not in ids]
+            if rest:
+                self.append(rest)
+            self._store.delete(name)
+            gone.update((point.id, point) for point in going)
+        for point in ids:
+            for name in self._names(self.folder_of(point)):
+                self._store.delete(name)
+        return sorted(gone.values(), key=lambda point: (point.created_at, point.id))
 
     def every_point(self) -> list[RestorePoint]:
         """All points, for whoever may not miss one; RepositoryDamagedError if one cannot be read."""

@@ -1,14 +1,23 @@
 """What restore points reach: the chunks, pages and blobs they need."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from atoll.model.errors import RepositoryDamagedError
 from atoll.model.extents import Extent
-from atoll.model.points import DiskImage, RestorePoint
+from atoll.model.points import DiskImage
 from atoll.repository.chunks import NAME_BYTES, ZERO_NAME
 from atoll.repository.images import BlobRecord, DiskRecord, name_of
+from atoll.repository.index import Index
 from atoll.repository.pages import PAGE_BYTES, PAGE_NAMES, levels
+
+_READERS = 8
+_BATCH = 64  # pages fetched before their names are looked up
+_CHUNK, _DISK, _BLOB, _PAGE = 1, 2, 4, 8  # a page of level n is met as _PAGE << n
 
 
 class Touch(NamedTuple):
@@ -18,35 +27,87 @@ class Touch(NamedTuple):
     chunks: tuple[int, int] | None
 
 
-def reached(points: Iterable[RestorePoint], get: Callable[[bytes], bytes]) -> set[bytes]:
-    """Names of everything the points need; a page that several share is read once.
+class Reach:
+    """Marks the rows of an index that restore points need: a byte of memory for each row.
 
-    Raises RepositoryDamagedError if a page or record cannot be read, because
-    then what lies below is not known.
+    Pages that several images share are read once, by worker threads, in batches. The index must not
+    change meanwhile. `avoid`, by pack number, says which packs to count as absent wherever another
+    holds the chunk too.
     """
-    found: set[bytes] = set()
-    for point in points:
-        for disk in point.disks:
-            if disk.extent_map:
-                found.update(_blob_names(name_of(disk.extent_map), get))
-            root = name_of(disk.root)
-            if root not in found:
-                found.add(root)
-                record = DiskRecord.from_bytes(get(root))
-                _reach_page(record.top, levels(record.chunks) - 1, get, found)
-    return found
+
+    def __init__(
+        self,
+        index: Index,
+        get: Callable[[bytes], bytes],
+        avoid: NDArray[np.bool_] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self._index = index
+        self._get = get
+        self._avoid = avoid
+        self._progress = progress
+        self.rows = np.zeros(len(index), np.uint8)
+        """Not 0 where a row is needed; the bits say as what it was met, see `_meet`."""
+
+    def add(self, roots: Iterable[str], blobs: Iterable[str]) -> None:
+        """Follow disk images and blobs by their names (hex).
+
+        RepositoryDamagedError if something cannot be read or found, because then what lies below is
+        not known.
+        """
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="atoll-reach") as pool:
+            for blob in blobs:
+                name = name_of(blob)
+                if len(self._meet(_array([name]), _BLOB)):
+                    pieces = BlobRecord.from_bytes(self._get(name)).pieces
+                    self._meet(_array(pieces), _CHUNK)
+            for root in roots:
+                name = name_of(root)
+                if len(self._meet(_array([name]), _DISK)):
+                    record = DiskRecord.from_bytes(self._get(name))
+                    top = _array([record.top])
+                    self._pages(pool, top[top.any(axis=1)], levels(record.chunks) - 1)
+
+    def _pages(self, pool: Executor, names: NDArray[np.uint8], level: int) -> None:
+        """Follow pages of a level that have not been followed before."""
+        fresh = self._meet(names, _PAGE << level)
+        for first in range(0, len(fresh), _BATCH):
+            batch = [name.tobytes() for name in fresh[first : first + _BATCH]]
+            for page in pool.map(self._page, batch):
+                below = page[page.any(axis=1)]
+                if level:
+                    self._pages(pool, below, level - 1)
+                else:
+                    self._meet(below, _CHUNK)
+            if self._progress is not None:
+                self._progress(len(batch))
+
+    def _page(self, name: bytes) -> NDArray[np.uint8]:
+        return np.frombuffer(_page(name, self._get), np.uint8).reshape(PAGE_NAMES, NAME_BYTES)
+
+    def _meet(self, names: NDArray[np.uint8], role: int) -> NDArray[np.uint8]:
+        """Mark chunks as needed in a role; gives those that had not been met in it, each once.
+
+        By role, so that a chunk of a guest that happens to be a page is followed as a page as well.
+        """
+        if not len(names):
+            return names
+        rows = self._index.find(names, self._avoid)
+        missing = np.flatnonzero(rows < 0)
+        if len(missing):
+            raise RepositoryDamagedError(
+                f"No index segment lists chunk {names[missing[0]].tobytes().hex()[:16]}, which a "
+                "restore point needs; rebuild the index and verify the repository first."
+            )
+        rows, first = np.unique(rows, return_index=True)
+        fresh = (self.rows[rows] & role) == 0
+        self.rows[rows] |= np.uint8(role)
+        new: NDArray[np.uint8] = names[first[fresh]]
+        return new
 
 
-def _reach_page(name: bytes, level: int, get: Callable[[bytes], bytes], found: set[bytes]) -> None:
-    if name == ZERO_NAME or name in found:
-        return
-    found.add(name)
-    below = {child for child in _names(_page(name, get)) if child != ZERO_NAME}
-    if level == 0:
-        found.update(below)
-        return
-    for child in below:
-        _reach_page(child, level - 1, get, found)
+def _array(names: Sequence[bytes]) -> NDArray[np.uint8]:
+    return np.frombuffer(b"".join(names), np.uint8).reshape(-1, NAME_BYTES)
 
 
 class DamageSearch:
@@ -118,11 +179,6 @@ def spoiled(touch: Touch, chunk_bytes: int, size_bytes: int) -> Extent | None:
     start = min(touch.chunks[0] * chunk_bytes, size_bytes)
     end = min((touch.chunks[0] + touch.chunks[1]) * chunk_bytes, size_bytes)
     return Extent(start, end - start) if end > start else None
-
-
-def _blob_names(name: bytes, get: Callable[[bytes], bytes]) -> Iterator[bytes]:
-    yield name
-    yield from BlobRecord.from_bytes(get(name)).pieces
 
 
 def _page(name: bytes, get: Callable[[bytes], bytes]) -> bytes:

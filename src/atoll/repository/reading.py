@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from atoll.model.extents import Extent
@@ -23,7 +23,15 @@ class ImageReader:
     through worker threads that read ahead, about 4 MiB each.
     """
 
-    def __init__(self, source: ChunkSource, record: DiskRecord, threads: int = 2) -> None:
+    def __init__(
+        self,
+        source: ChunkSource,
+        record: DiskRecord,
+        threads: int = 2,
+        closed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`closed` is called once, by the first `close`."""
+        self._closed: Callable[[], None] | None = closed
         self._source = source
         self._record = record
         self._table = ChunkTable(record.top, record.chunks, source.get)
@@ -80,9 +88,12 @@ class ImageReader:
         """End the worker threads."""
         with self._lock:
             pool, self._pool = self._pool, None
+            closed, self._closed = self._closed, None
             self._recent.clear()
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
+        if closed is not None:
+            closed()
 
     def _workers(self) -> ThreadPoolExecutor:
         with self._lock:

@@ -1,15 +1,19 @@
 """The repository as the rest of Atoll sees it."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 from atoll.model.errors import (
     ConfigurationError,
     RepositoryDamagedError,
+    RepositoryUnreachableError,
     RunConflictError,
     UnknownPointError,
 )
@@ -23,19 +27,20 @@ from atoll.repository.copying import CopiedDisk, ParentImage
 from atoll.repository.differences import differing_extents
 from atoll.repository.fetch import ChunkSource
 from atoll.repository.images import BlobRecord, DiskRecord, name_of
-from atoll.repository.keys import KeySource, MasterKey
+from atoll.repository.keys import KeySource
 from atoll.repository.local import LocalStore
 from atoll.repository.packs import PACK_BYTES, PACKS, PackKeys
 from atoll.repository.pages import ChunkTable
 from atoll.repository.points import PointLog, find_point
+from atoll.repository.presence import Presence
+from atoll.repository.prune import PrunePlan, Pruner, PruneReport
 from atoll.repository.reading import ImageReader
+from atoll.repository.reindex import rebuild_index
 from atoll.repository.session import Session
 from atoll.repository.store import ObjectStore, own_objects
-from atoll.repository.sweep import Leftovers, find_leftovers, rebuild_index, sweep
 from atoll.repository.verify import Verifier, VerifyReport
 
-_Result = TypeVar("_Result")
-_FOLDERS = ("keys/", "packs/", "index/", "points/", "evidence/")
+_FOLDERS = ("keys/", "packs/", "index/", "points/", "evidence/", "holds/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +61,8 @@ class Repository:
 
     `begin` or the first `copy_disk` or `put_blob` begins a writing session,
     `commit`, `abandon` or `close` ends it. What a session stored belongs to no restore point until it is
-    committed and is removed by a later `sweep` if it never is. Reading needs no
-    lock and no write access.
+    committed and is removed by a later `prune` if it never is. Reading needs no write access; where
+    there is some, what is read stays until its reader is closed, whatever is forgotten and pruned meanwhile.
     """
 
     def __init__(
@@ -72,6 +77,8 @@ class Repository:
         self._source = ChunkSource(store, self._master, self._codec, self._keys)
         self._log = PointLog(store, self._master)
         self._session: Session | None = None
+        self._reading: Presence | None = None
+        self._readers: Counter[str] = Counter()
         self._lock = threading.RLock()
 
     @classmethod
@@ -100,7 +107,10 @@ class Repository:
         """End the writing session, if any, and let go of the store. Twice is harmless."""
         with self._lock:
             self.abandon()
-            self._store.close()
+            try:
+                self._end_reading()
+            finally:
+                self._store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -207,9 +217,19 @@ class Repository:
                 session.flush()
                 self._check_named(session, points)
                 if points:
-                    self._log.append(points)
+                    self._append(session, points)
             finally:
                 self._end_session()
+
+    def _append(self, session: Session, points: Sequence[RestorePoint]) -> None:
+        session.confirm()
+        name = self._log.append(points)
+        try:
+            session.confirm()
+        except RunConflictError:
+            # It stood still for so long that others took it for dead between the two looks.
+            self._store.delete(name)
+            raise
 
     def points(self) -> list[RestorePoint]:
         """All restore points that can be read, oldest first."""
@@ -241,10 +261,15 @@ class Repository:
         """Read a disk of a restore point at random.
 
         Every chunk is verified; reading raises RepositoryDamagedError where bytes
-        are missing or not what was written.
+        are missing or not what was written, UnknownPointError if the point was forgotten meanwhile.
         """
         self._settle(image.root)
-        return ImageReader(self._source, self._record(image))
+        let_go = self._stay(image.root)
+        try:
+            return ImageReader(self._source, self._record(image), closed=let_go)
+        except BaseException:
+            let_go()
+            raise
 
     def changed_extents(self, older: DiskImage, newer: DiskImage) -> Iterator[Extent]:
         """Ranges of `newer` that may differ from `older`: in order, joined, whole chunks, none missed.
@@ -272,16 +297,12 @@ class Repository:
     def verify(self, progress: Callable[[int], None] | None = None) -> VerifyReport:
         """Read and check every object; `progress` is told the bytes checked since its last call.
 
-        They add up to `stats().stored_bytes`. Holds off sweeps, not writers.
+        They add up to `stats().stored_bytes` if nobody writes meanwhile.
         """
-        lock = self._store.lock(exclusive=False)
-        try:
-            verifier = Verifier(
-                self._store, self._config, self._master, self._codec, self._keys, progress
-            )
-            return verifier.run()
-        finally:
-            lock.release()
+        verifier = Verifier(
+            self._store, self._config, self._master, self._codec, self._keys, progress
+        )
+        return verifier.run()
 
     def stats(self) -> RepositoryStats:
         """How much there is."""
@@ -300,31 +321,52 @@ class Repository:
             stored_bytes=sum(map(sum, sizes.values())) + len(self._store.get("config")),
         )
 
-    def leftovers(self) -> Leftovers:
-        """What no restore point needs; see `Leftovers` for what a writer at work adds to it."""
-        return find_leftovers(self._store, self._master, self._source, self._keys)
+    def forget(self, ids: Set[str]) -> list[RestorePoint]:
+        """Remove restore points with their evidence; gives those that were there.
 
-    def sweep(self) -> Leftovers:
-        """Remove leftovers and return what they were; RunConflictError while anyone writes."""
-        return self._alone(sweep)
+        Their space comes back with the next `prune`. RunConflictError while another forgets or
+        prunes.
+        """
+        with self._maintenance():
+            return self._log.forget(ids)
+
+    def prune_plan(
+        self, without: Set[str] = frozenset(), progress: Callable[[int], None] | None = None
+    ) -> PrunePlan:
+        """What a `prune` would do were these points forgotten; `progress` is told pages followed."""
+        return self._pruner(progress).plan(without)
+
+    def prune(
+        self,
+        *,
+        repack_bytes: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> PruneReport:
+        """Give back the space of what no restore point needs, beside writers and readers.
+
+        What they may rely on waits for the next prune. At most `repack_bytes` are moved out of
+        packs that waste space. RunConflictError while another forgets or prunes.
+        """
+        with self._maintenance():
+            return self._pruner(progress).run(repack_bytes)
 
     def rebuild_index(self) -> Sequence[str]:
-        """List packs again that lost their index segment; RunConflictError while anyone writes."""
-        return self._alone(rebuild_index)
+        """List packs again that lost their index segment; RunConflictError while another prunes."""
+        with self._maintenance():
+            return rebuild_index(self._store, self._master, self._source, self._keys)
 
-    def _alone(
-        self, work: Callable[[ObjectStore, MasterKey, ChunkSource, PackKeys], _Result]
-    ) -> _Result:
-        with self._lock:
-            if self._session is not None:
-                raise RunConflictError(
-                    "This process has copied disks it has not committed; commit or close first."
-                )
-            lock = self._store.lock(exclusive=True)
-            try:
-                return work(self._store, self._master, self._source, self._keys)
-            finally:
-                lock.release()
+    @contextmanager
+    def _maintenance(self) -> Iterator[None]:
+        lock = self._store.maintain()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _pruner(self, progress: Callable[[int], None] | None) -> Pruner:
+        return Pruner(
+            self._store, self._master, self._source, self._keys, progress, self._pack_bytes
+        )
 
     def _begin(self) -> Session:
         with self._lock:
@@ -352,8 +394,47 @@ class Repository:
             if self._session is not None and name in self._session.made:
                 self._session.flush()
 
+    def _stay(self, root: str) -> Callable[[], None]:
+        """Have a committed image stay, if others can be told, until what this returns is called."""
+        with self._lock:
+            if self._session is not None and root in self._session.made:
+                return lambda: None
+            if self._reading is None:
+                try:
+                    self._reading = Presence(self._store, self._master, writes=False)
+                except RepositoryUnreachableError:
+                    return lambda: None  # it may be read from a read-only copy, or a full disk
+            self._readers[root] += 1
+            self._reading.keep([root])
+        let_go = partial(self._let_go, root)
+        if not any(disk.root == root for point in self.points() for disk in point.disks):
+            let_go()
+            raise UnknownPointError(
+                "The restore point was forgotten a moment ago; list the points and choose another."
+            )
+        return let_go
+
+    def _let_go(self, root: str) -> None:
+        with self._lock:
+            if self._reading is None:
+                return
+            self._readers[root] -= 1
+            if self._readers[root]:
+                return
+            del self._readers[root]
+            if self._readers:
+                self._reading.let_go(root)
+            else:
+                self._end_reading()
+
+    def _end_reading(self) -> None:
+        reading, self._reading = self._reading, None
+        self._readers.clear()
+        if reading is not None:
+            reading.end()
+
     def _parent(self, session: Session, image: DiskImage) -> ParentImage:
-        """The parent's table, once it is certain that no sweep can take what it names."""
+        """The parent's table, once it is certain that no prune can take what it names."""
         self._check_roots(session, [image.root])
         self._settle(image.root)
         record = self._record(image)
@@ -382,6 +463,7 @@ class Repository:
         unknown = set(names) - session.made
         if not unknown:
             return
+        session.keep(unknown - {""})  # before the look: what is there now stays
         for point in self.points():
             for disk in point.disks:
                 unknown -= {disk.root, disk.extent_map} - {""}

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -19,7 +19,8 @@ from atoll.repository.packs import (
     PackListing,
     object_name,
 )
-from atoll.repository.store import Buffer, ObjectStore, StoreLock, own_objects
+from atoll.repository.presence import Presence
+from atoll.repository.store import Buffer, ObjectStore, own_objects
 
 PACKS_PER_SEGMENT = 64
 _PACKS_IN_FLIGHT = 2
@@ -35,9 +36,9 @@ class Stored(NamedTuple):
 class Session:
     """One writer at work. Thread-safe; several disks may be copied at once.
 
-    Holds the shared lock from start to end: what it found in the index stays
-    there. When anything fails the whole session is void and commits nothing,
-    because one copy may rely on a chunk that another had promised to store.
+    Others see it from start to end, so what it found in the index stays there. When anything fails
+    the whole session is void and commits nothing, because one copy may rely on a chunk that another
+    had promised to store.
     Memory: one pack being filled and two being written.
     """
 
@@ -64,17 +65,17 @@ class Session:
         self._failure: BaseException | None = None
         self.made: set[str] = set()
         """Roots of disks and blobs (hex) that this session stored or found stored."""
-        self._store_lock: StoreLock = store.lock(exclusive=False)
+        self._presence = Presence(store, master, writes=True)
         try:
-            index = source.refresh()  # under the lock: nothing found from here on will be swept
+            index = source.refresh()  # after the marks: nothing found from here on will be pruned
             whole = {
                 info.name.rpartition("/")[2]: info.size_bytes for info in own_objects(store, PACKS)
             }
-            self._gone = {
+            self._gone = self._presence.marked | {
                 pack.name for pack in index.packs if whole.get(pack.name) != pack.size_bytes
             }
         except BaseException:
-            self._store_lock.release()
+            self._presence.end()
             raise
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="atoll-pack")
 
@@ -90,7 +91,7 @@ class Session:
         return True
 
     def _is_stored(self, name: bytes) -> bool:
-        """Whether the chunk is in a pack that is there; what a lost pack held is stored again."""
+        """Whether the chunk is in a pack that is there and stays; else it is stored again."""
         if not self._gone:
             return name in self._source.index
         return any(place.pack not in self._gone for place in self._source.index.locations(name))
@@ -124,6 +125,14 @@ class Session:
                 self._writing.popleft().result()
             self._check()
 
+    def keep(self, roots: Iterable[str]) -> None:
+        """Have images or blobs that others stored (hex) stay; then see whether they are there."""
+        self._presence.keep(roots)
+
+    def confirm(self) -> None:
+        """RunConflictError if others took this process for dead: what it relied on may be gone."""
+        self._presence.confirm()
+
     def fail(self, reason: BaseException) -> None:
         """Void the session."""
         if self._failure is None:
@@ -138,7 +147,7 @@ class Session:
         """End the session; what is not committed becomes a leftover."""
         self.fail(AtollError("it has ended"))
         self._writer.shutdown(wait=True, cancel_futures=True)
-        self._store_lock.release()
+        self._presence.end()
 
     def _check(self) -> None:
         if self._failure is not None:

@@ -31,6 +31,35 @@ class StoreLock(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class SessionSeen:
+    """Somebody at work in the store, and what he last said of his work."""
+
+    name: str
+    said: bytes
+
+
+class StoreSession(Protocol):
+    """A process at work in the store, which others see until it ends, however it ends."""
+
+    @property
+    def name(self) -> str:
+        """32 hex digits, used once."""
+        ...
+
+    def say(self, text: bytes) -> None:
+        """Replace what others are told; they see the old text or the new one, whole."""
+        ...
+
+    def confirm(self) -> None:
+        """RunConflictError if others have taken this session for dead, and may have acted on that."""
+        ...
+
+    def end(self) -> None:
+        """Leave. Ending twice is harmless."""
+        ...
+
+
 class ObjectStore(Protocol):
     """Objects by name, written once and never changed.
 
@@ -70,15 +99,23 @@ class ObjectStore(Protocol):
         ...
 
     def temporaries(self) -> Sequence[ObjectInfo]:
-        """What unfinished `put` calls hold or left; only under an exclusive lock is all of it stale."""
+        """What `put` calls of processes that are gone have left."""
         ...
 
     def delete_temporary(self, name: str) -> None:
         """Remove one of the temporaries; what is absent is removed already."""
         ...
 
-    def lock(self, *, exclusive: bool) -> StoreLock:
-        """Join the writers, or (exclusive) be the only one. RunConflictError at once if taken."""
+    def join(self, text: bytes) -> StoreSession:
+        """Begin a session; whoever calls `sessions` after this returned sees it."""
+        ...
+
+    def sessions(self) -> Sequence[SessionSeen]:
+        """Sessions that go on. Those of the dead are ended for good: they cannot `confirm` any more."""
+        ...
+
+    def maintain(self) -> StoreLock:
+        """Be the only one who deletes; RunConflictError at once if another is."""
         ...
 
     def close(self) -> None:

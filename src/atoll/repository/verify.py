@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -71,7 +71,10 @@ class _Finding:
 
 
 class Verifier:
-    """One pass over a repository. The caller holds the shared lock, so nothing is swept meanwhile."""
+    """One pass over a repository.
+
+    A prune may be at work beside it: what that takes away meanwhile is no damage.
+    """
 
     def __init__(
         self,
@@ -99,13 +102,16 @@ class Verifier:
 
     def run(self) -> VerifyReport:
         """Check every object; raises only if the store does not answer."""
-        points = self._check_log()
-        self._check_settings({point.id for point in points})
+        self._check_settings({point.id for point in self._check_log()})
         index = self._source.refresh()
         self._count(sum(info.size_bytes for info in own_objects(self._store, INDEX)))
         unindexed = self._check_packs(index.by_pack())
         self._check_index(index, unindexed)
+        # As they are now, with an index as new as that: some may have been forgotten meanwhile.
+        points = self._log.points()
+        self._source.refresh()
         self._trace(points)
+        self._pass_over_forgotten({point.id for point in self._log.points()})
         return VerifyReport(
             self._chunks,
             self._bytes,
@@ -129,6 +135,8 @@ class Verifier:
         for name in self._log.names():
             try:
                 reading = self._log.read_again(name)
+            except MissingObjectError:
+                continue  # forgotten, or written anew without what was, since it was listed
             except RepositoryDamagedError as error:
                 unreadable.append((name, str(error)))
                 continue
@@ -157,15 +165,20 @@ class Verifier:
             info.name.rpartition("/")[2]: info.size_bytes
             for info in own_objects(self._store, PACKS)
         }
-        for pack in sorted(indexed.keys() - present.keys()):
+        for pack in sorted(self._still_listed(indexed.keys() - present.keys())):
             self._blame(object_name(pack), "it is missing", entries(indexed[pack]), lost=True)
         unindexed: dict[str, tuple[PackEntry, ...]] = {}
-        waiting: deque[tuple[str, Future[PackCheck]]] = deque()
+        waiting: deque[tuple[str, Future[PackCheck | None]]] = deque()
 
         def take() -> None:
             pack, future = waiting.popleft()
             check = future.result()
             self._count(present[pack])
+            if check is None:
+                if self._still_listed({pack}):
+                    listed = entries(indexed[pack])
+                    self._blame(object_name(pack), "it is missing", listed, lost=True)
+                return
             self._chunks += len(check.entries)
             if pack not in indexed:
                 unindexed[pack] = check.entries
@@ -187,13 +200,16 @@ class Verifier:
                 take()
         return unindexed
 
-    def _check_pack(self, pack: str, indexed: tuple[PackEntry, ...] | None) -> PackCheck:
+    def _check_pack(self, pack: str, indexed: tuple[PackEntry, ...] | None) -> PackCheck | None:
         try:
             data = self._store.get(object_name(pack))
         except MissingObjectError:
-            listed = indexed or ()
-            return PackCheck(listed, listed, ("it is missing",))
+            return None
         return check_pack(self._keys, pack, data, self._codec.unpack, indexed)
+
+    def _still_listed(self, packs: Set[str]) -> Set[str]:
+        """Those of the packs that a segment lists now; a prune takes them off the index first."""
+        return packs & {pack.name for pack in self._source.apart().packs} if packs else packs
 
     def _blame(self, name: str, detail: str, touched: Iterable[PackEntry], *, lost: bool) -> None:
         self._finding(name, detail)
@@ -236,6 +252,16 @@ class Verifier:
                         extent = spoiled(touch, self._config.chunk_bytes, disk.size_bytes)
                         if extent is not None and touch.name in self._lost:
                             finding.lost.setdefault((point.id, disk.label), []).append(extent)
+
+    def _pass_over_forgotten(self, there: Set[str]) -> None:
+        """What lay below a point that went while it was traced may rightly be missing."""
+        for name, finding in list(self._findings.items()):
+            finding.points &= there
+            finding.lost = {
+                place: extents for place, extents in finding.lost.items() if place[0] in there
+            }
+            if name in (PACKS, INDEX) and not finding.points:
+                del self._findings[name]
 
 
 def _damage(name: str, finding: _Finding) -> Damage:

@@ -116,7 +116,7 @@ def test_increments_that_grow_and_shrink_come_back(
         latest = image(copied)
         # The same content has the same root, however it came about.
         assert copied.root == repository.copy_disk(MemoryDisk(data)).root
-    repository.commit([point("p1", latest)])
+    repository.commit([point(latest.root, latest)])
     reader = repository.open_disk(latest)
     assert _content(reader) == data
     for hole in reader.holes():

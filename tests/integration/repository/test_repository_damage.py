@@ -156,7 +156,7 @@ def test_a_lost_commit_is_told_and_leaves_the_other_points_usable(
         assert opened.stats().points == 1
         assert opened.verify().damaged[0].object == str(path.relative_to(place))
         with pytest.raises(RepositoryDamagedError):
-            opened.sweep()
+            opened.prune()
 
 
 def test_what_a_lost_pack_held_is_stored_again_by_the_next_full_backup(
@@ -182,7 +182,7 @@ def test_what_a_file_server_leaves_among_the_files_is_passed_over(
     with Repository.open(place, key) as opened:
         assert len(opened.points()) == 2
         assert opened.verify().damaged == ()
-        opened.sweep()
+        opened.prune()
         opened.commit([point("p3", image(opened.copy_disk(MemoryDisk(noise(8, CHUNK)))))])
 
 

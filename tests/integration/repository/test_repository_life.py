@@ -10,7 +10,6 @@ from atoll.model.errors import (
     RepositoryDamagedError,
     RepositoryKeyError,
     RepositoryUnreachableError,
-    RunConflictError,
     StorageConflictError,
     UnknownPointError,
     UnsupportedFormatError,
@@ -139,62 +138,6 @@ def test_no_name_or_content_is_in_clear(repository: Repository, place: Path) -> 
         assert path.is_dir() or b"secret" not in path.read_bytes()
 
 
-def test_leftovers_of_a_killed_writer_are_swept_and_points_stay(
-    repository: Repository, place: Path, key: KeyFile
-) -> None:
-    kept = noise(1, 50 * CHUNK)
-    first = image(repository.copy_disk(MemoryDisk(kept)))
-    repository.commit([point("p1", first)])
-    assert repository.leftovers().packs == ()
-    size = repository.stats().stored_bytes
-
-    dying = Repository.open(place, key)
-    lost = dying.copy_disk(MemoryDisk(kept + noise(2, 50 * CHUNK)))
-    dying.put_blob(b"blob")
-    dying.get_blob(dying.put_blob(b"blob"))  # makes the pack durable and indexed
-    (place / "tmp" / "ab").write_bytes(b"half a pack")
-    with pytest.raises(RunConflictError, match="busy"):
-        repository.sweep()
-    dying.close()
-
-    found = repository.leftovers()
-    assert len(found.packs) == 1
-    assert [info.name for info in found.temporaries] == ["tmp/ab"]
-    assert repository.sweep() == found
-    assert repository.leftovers().size_bytes == 0
-    assert repository.stats().stored_bytes == size
-    assert repository.verify().damaged == ()
-    # What was swept is not taken for stored: not by who swept, not by who was open before.
-    for writer in (repository, Repository.open(place, key)):
-        again = image(writer.copy_disk(MemoryDisk(kept + noise(2, 50 * CHUNK))))
-        assert again.root == lost.root
-        writer.commit([point("p2", again)])
-        assert repository.verify().damaged == ()
-
-
-def test_a_writer_that_was_open_before_a_sweep_does_not_rely_on_what_it_took(
-    repository: Repository, place: Path, key: KeyFile
-) -> None:
-    data = noise(3, 30 * CHUNK)
-    with Repository.open(place, key) as dying:
-        dying.copy_disk(MemoryDisk(data))
-        dying.get_blob(dying.put_blob(b"flush"))
-    early = Repository.open(place, key)
-    assert early.stats().chunks > 30  # its index knows the doomed chunks
-    assert len(repository.sweep().packs) == 1
-    copied = early.copy_disk(MemoryDisk(data))
-    assert copied.new_chunks == 30
-    early.commit([point("p1", image(copied))])
-    reader = repository.open_disk(repository.find("db1").disks[0])
-    assert reader.read(0, len(data)) == data
-
-
-def test_no_sweep_while_this_process_has_uncommitted_copies(repository: Repository) -> None:
-    repository.put_blob(b"x")
-    with pytest.raises(RunConflictError, match="not committed"):
-        repository.sweep()
-
-
 def test_a_lost_index_segment_costs_nothing_and_is_rebuilt(
     repository: Repository, place: Path, key: KeyFile
 ) -> None:
@@ -205,12 +148,12 @@ def test_a_lost_index_segment_costs_nothing_and_is_rebuilt(
     with Repository.open(place, key) as other:
         assert other.open_disk(disk).read(0, len(data)) == data
         with pytest.raises(RepositoryDamagedError, match="rebuild the index"):
-            other.sweep()
+            other.prune()
         (damage,) = other.verify().damaged
         assert (damage.object, damage.points, damage.ranges) == ("index/", ("p1",), ())
         assert len(other.rebuild_index()) == 1
         assert other.verify().damaged == ()
-        assert other.leftovers().packs == ()
+        assert other.prune_plan().unused_packs == 0
 
 
 def test_stats_add_up(repository: Repository, place: Path) -> None:

@@ -42,7 +42,7 @@ def test_atoll_reads_it(golden: Path, source: KeySource) -> None:
         assert proof.hold is not None
         assert proof.hold.applications[0].witness == "42"
         assert repository.verify().damaged == ()
-        assert repository.leftovers().size_bytes == 0
+        assert repository.prune_plan().unused_packs == 0
 
 
 def test_atoll_goes_on_with_it(golden: Path) -> None:

@@ -1,6 +1,7 @@
 """The directory store: atomic, never overwriting, explaining what went wrong."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -129,18 +130,70 @@ def test_the_file_is_durable_before_it_has_its_name(
     assert order == ["writev", "fsync", "link", "fsync"]
 
 
-def test_writers_share_the_lock_and_a_sweep_is_alone(store: LocalStore) -> None:
-    one, two = store.lock(exclusive=False), store.lock(exclusive=False)
-    with pytest.raises(RunConflictError, match="busy"):
-        store.lock(exclusive=True)
-    one.release()
-    two.release()
-    two.release()
-    alone = store.lock(exclusive=True)
+def test_one_maintains_at_a_time(store: LocalStore) -> None:
+    first = store.maintain()
+    with pytest.raises(RunConflictError, match="tidied by another"):
+        store.maintain()
+    first.release()
+    first.release()
+    store.maintain().release()
+
+
+def test_sessions_are_seen_until_they_end(store: LocalStore) -> None:
+    one, two = store.join(b"one"), store.join(b"two")
+    one.say(b"one, later")
+    assert {(seen.name, seen.said) for seen in store.sessions()} == {
+        (one.name, b"one, later"),
+        (two.name, b"two"),
+    }
+    one.end()
+    one.end()
+    assert [seen.name for seen in store.sessions()] == [two.name]
+    two.confirm()
+    two.end()
     with pytest.raises(RunConflictError):
-        store.lock(exclusive=False)
-    alone.release()
-    store.lock(exclusive=False).release()
+        one.say(b"more")
+
+
+def test_the_session_of_a_killed_process_is_ended(store: LocalStore) -> None:
+    child = os.fork()
+    if child == 0:
+        session = store.join(b"doomed")
+        os.write(1, b"")
+        os.kill(os.getpid(), signal.SIGKILL)
+        session.end()
+    os.waitpid(child, 0)
+    assert len(list(store.list("sessions/"))) == 1
+    assert store.sessions() == []
+    assert list(store.list("sessions/")) == []
+
+
+def test_who_was_taken_for_dead_learns_it(store: LocalStore) -> None:
+    session = store.join(b"slow")
+    store.delete(f"sessions/{session.name}")
+    with pytest.raises(RunConflictError, match="taken for dead"):
+        session.confirm()
+    with pytest.raises(RunConflictError, match="taken for dead"):
+        session.say(b"still here")
+    session.end()
+
+
+def test_a_temporary_in_use_is_no_leftover(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (Path(store.location) / "tmp").mkdir()
+    (Path(store.location) / "tmp" / "ab").write_bytes(b"half a pack")
+    seen: list[list[str]] = []
+    real = os.fsync
+
+    def looking(handle: int) -> None:
+        monkeypatch.setattr(os, "fsync", real)
+        seen.append([info.name for info in store.temporaries()])
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", looking)
+    store.put("packs/ab/first", [b"x"])
+    assert seen == [["tmp/ab"]]
 
 
 def test_names_cannot_leave_the_directory(store: LocalStore) -> None:

@@ -1,0 +1,395 @@
+"""Giving space back: packs that no restore point needs go, beside writers and readers at work.
+
+A pack goes in two steps. First a *mark* names it; then it is removed, once every writer at work has
+seen the mark and what restore points need was looked up again. Why that is enough:
+
+- A writer joins, then reads the marks, then the index, and stores anew what lies only in marked packs.
+  So a writer that saw a mark relies on none of its packs, except through an image it carries over.
+- A writer that did not see the mark is waited for. When it has ended, what it committed is among the
+  points, and packs they need stay.
+- An image somebody reads or carries over is named in his session before he looks whether its point is
+  still there. Here points are listed, then sessions, then points again: a point that was forgotten
+  before the first list was there when he looked, so his session is in the second; or he has ended, and
+  what he committed is in the third.
+- Packs that a live writer has put and not yet committed may be marked, for nobody needs them yet. The
+  writer did not see that mark, so he is waited for.
+- The new segments are written before the old ones are deleted, those before the packs, and the mark
+  goes last. Killed in between, the mark is there, and the next prune goes on.
+"""
+
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass
+from operator import add
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atoll.model.errors import RepositoryDamagedError
+from atoll.model.points import RestorePoint
+from atoll.repository.fetch import ChunkSource
+from atoll.repository.index import (
+    INDEX,
+    Index,
+    Rows,
+    entries,
+    listed_packs,
+    read_segment,
+    write_segment,
+)
+from atoll.repository.keys import MasterKey
+from atoll.repository.marks import MARKS, drop_mark, put_mark, read_marks
+from atoll.repository.packs import (
+    PACK_BYTES,
+    PACKS,
+    OpenPack,
+    PackEntry,
+    PackKeys,
+    PackListing,
+    object_name,
+)
+from atoll.repository.points import PointLog
+from atoll.repository.presence import Present, present
+from atoll.repository.reach import Reach
+from atoll.repository.session import PACKS_PER_SEGMENT
+from atoll.repository.store import ObjectStore, own_objects
+
+WASTE = 0.4
+"""A pack of which more than this share is needed by nobody has the rest moved."""
+_SMALL = 8  # a pack of less than 1/8 of the usual size is moved too, if there is enough of them
+_SMALL_SEGMENT = 1 << 20
+"""Bytes; segments below it are joined when there are enough of them."""
+_SEGMENTS_TO_JOIN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PrunePlan:
+    """What a prune would do; sizes in bytes.
+
+    `unused` is what packs hold that nobody needs at all, `wasted` what lies between needed chunks
+    of packs worth repacking, `kept` what stays wasted because moving the rest would cost more.
+    """
+
+    packs: int
+    unused_packs: int
+    unused_bytes: int
+    repacked_packs: int
+    repacked_bytes: int
+    wasted_bytes: int
+    kept_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What a prune did.
+
+    `freed_bytes` came back; `marked_bytes` wait for the processes named in `waiting_for` and go with
+    the next prune after these have ended.
+    """
+
+    removed_packs: int
+    freed_bytes: int
+    moved_bytes: int
+    marked_packs: int
+    marked_bytes: int
+    waiting_for: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What was needed when it was looked up, by pack name."""
+
+    index: Index
+    reach: Reach
+    points: Set[str]
+    roots: Set[str]
+    present: dict[str, int]
+    """Size of each pack in the store."""
+    held: dict[str, int]
+    """Bytes of the chunks in each pack that a segment lists."""
+    needed: dict[str, int]
+    """Bytes of those that are needed, for packs of which something is."""
+
+    def unused(self) -> dict[str, int]:
+        return {pack: size for pack, size in self.present.items() if pack not in self.needed}
+
+    def waste(self, pack: str) -> int:
+        return self.held[pack] - self.needed[pack]
+
+
+class Pruner:
+    """One prune. The caller holds the maintenance lock."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        master: MasterKey,
+        source: ChunkSource,
+        keys: PackKeys,
+        progress: Callable[[int], None] | None = None,
+        pack_bytes: int = PACK_BYTES,
+    ) -> None:
+        self._store = store
+        self._master = master
+        self._source = source
+        self._keys = keys
+        self._progress = progress
+        self._pack_bytes = pack_bytes
+        self._last: _View | None = None
+        self._removed = self._freed = self._moved = 0
+
+    def plan(self, without: Set[str] = frozenset()) -> PrunePlan:
+        """What `run` would do, were the points of these ids forgotten before."""
+        view = self._look(frozenset(), without)
+        unused = view.unused()
+        repack = self._worth_moving(view)
+        wasted = sum(map(view.waste, repack))
+        return PrunePlan(
+            packs=len(view.present),
+            unused_packs=len(unused),
+            unused_bytes=sum(unused.values()),
+            repacked_packs=len(repack),
+            repacked_bytes=sum(view.needed[pack] for pack in repack),
+            wasted_bytes=wasted,
+            kept_bytes=sum(map(view.waste, view.needed)) - wasted,
+        )
+
+    def run(self, repack_bytes: int | None = None) -> PruneReport:
+        """Remove what earlier prunes marked, mark what nobody needs now, and remove that if it can be.
+
+        At most `repack_bytes` of needed chunks are moved out of wasteful packs; None is no bound.
+        RepositoryDamagedError if a point, a page or an index segment cannot be read: what is needed
+        cannot be known then, and nothing is removed.
+        """
+        for info in self._store.temporaries():
+            self._store.delete_temporary(info.name)
+            self._freed += info.size_bytes
+        self._drop_unreadable_marks()
+        ready, _ = self._ready()
+        view = self._look(self._marked())
+        self._remove(view, ready)
+        self._mark(view, repack_bytes)
+        ready, waiting = self._ready()
+        if ready:
+            self._remove(self._look(self._marked()), ready)
+        left = self._marked()
+        self._source.refresh()
+        return PruneReport(
+            removed_packs=self._removed,
+            freed_bytes=self._freed,
+            moved_bytes=self._moved,
+            marked_packs=len(left),
+            marked_bytes=sum(self._packs().get(pack, 0) for pack in left) if left else 0,
+            waiting_for=tuple(sorted({each.what for each in waiting})) if left else (),
+        )
+
+    def _marked(self) -> frozenset[str]:
+        return frozenset[str]().union(*read_marks(self._store, self._master).values())
+
+    def _drop_unreadable_marks(self) -> None:
+        readable = read_marks(self._store, self._master)
+        for info in own_objects(self._store, MARKS):
+            name = info.name.removeprefix(MARKS)
+            if name not in readable:
+                drop_mark(self._store, name)
+
+    def _ready(self) -> tuple[dict[str, frozenset[str]], list[Present]]:
+        """Marks that no writer at work may have missed, and the writers that others wait for."""
+        others = present(self._store)
+        marks = read_marks(self._store, self._master)
+        waiting = [each for each in others if any(map(each.may_rely_on, marks))]
+        ready = {
+            name: packs
+            for name, packs in marks.items()
+            if not any(each.may_rely_on(name) for each in others)
+        }
+        return ready, waiting
+
+    def _look(self, marked: Set[str], without: Set[str] = frozenset()) -> _View:
+        """What is needed now, counting marked packs as absent where another holds the chunk too."""
+        log = PointLog(self._store, self._master)
+        points = {point.id: point for point in log.every_point()}
+        roots = frozenset[str]().union(*(each.roots for each in present(self._store)))
+        points |= {point.id: point for point in log.every_point()}
+        kept = [point for name, point in points.items() if name not in without]
+        index = self._source.apart()
+        last = self._last
+        if (
+            last is not None
+            and (last.points, last.roots) == (points.keys(), roots)
+            and last.index.segments == index.segments
+        ):
+            return last
+        if index.damaged:
+            raise RepositoryDamagedError(
+                f"Index segment {next(iter(index.damaged))} is damaged, so it is not known which "
+                "packs are needed; rebuild the index first."
+            )
+        names = [pack.name for pack in index.packs]
+        avoid = np.fromiter((name in marked for name in names), np.bool_, len(names))
+        reach = Reach(index, self._source.get, avoid, self._progress)
+        reach.add(*_named(kept))
+        reach.add((root for root in roots if bytes.fromhex(root) in index), [])
+        held, needed = _by_pack(index, reach, names)
+        self._last = _View(index, reach, points.keys(), roots, self._packs(), held, needed)
+        return self._last
+
+    def _packs(self) -> dict[str, int]:
+        return {
+            info.name.rpartition("/")[2]: info.size_bytes
+            for info in own_objects(self._store, PACKS)
+        }
+
+    def _worth_moving(self, view: _View) -> list[str]:
+        """Packs to repack, the most wasteful first; small ones only if they make a whole pack."""
+        wasteful, small = [], []
+        for pack in view.needed:
+            if pack not in view.present:
+                continue  # lost; verify names it
+            if view.waste(pack) > WASTE * view.held[pack]:
+                wasteful.append(pack)
+            elif view.present[pack] < self._pack_bytes // _SMALL:
+                small.append(pack)
+        if sum(view.present[pack] for pack in small) >= self._pack_bytes:
+            wasteful += small
+        return sorted(wasteful, key=lambda pack: view.needed[pack] / view.held[pack])
+
+    def _mark(self, view: _View, repack_bytes: int | None) -> None:
+        already = self._marked()
+        going = set(view.unused()) - already
+        moved: list[str] = []
+        left = repack_bytes
+        for pack in self._worth_moving(view):
+            if pack in already:
+                continue
+            if left is not None and view.needed[pack] > left:
+                break
+            moved.append(pack)
+            left = None if left is None else left - view.needed[pack]
+        going |= self._repack(view, moved)
+        if going:
+            put_mark(self._store, self._master, going)
+
+    def _repack(self, view: _View, packs: Sequence[str]) -> set[str]:
+        """Store what is needed of these packs in others; gives the packs of which that succeeded."""
+        if not packs:
+            return set()
+        wanted = _needed_rows(view.index, view.reach, frozenset(packs))
+        moved: set[str] = set()
+        written: list[PackListing] = []
+        filling = OpenPack(self._keys)
+        for pack in packs:
+            data = memoryview(self._store.get(object_name(pack)))
+            try:
+                held = [
+                    self._keys.open_chunk(
+                        pack, entry, data[entry.offset : entry.offset + entry.sealed_bytes]
+                    )
+                    for entry in wanted[pack]
+                ]
+            except RepositoryDamagedError:
+                continue  # verify names it; it stays as it is, for what is whole of it
+            for entry, chunk in zip(wanted[pack], held, strict=True):
+                self._moved += filling.add(entry.name, chunk).sealed_bytes
+                if filling.size_bytes >= self._pack_bytes:
+                    written.append(self._write(filling))
+                    filling = OpenPack(self._keys)
+            moved.add(pack)
+        if not filling.empty:
+            written.append(self._write(filling))
+        for first in range(0, len(written), PACKS_PER_SEGMENT):
+            write_segment(self._store, self._master, written[first : first + PACKS_PER_SEGMENT])
+        return moved
+
+    def _write(self, pack: OpenPack) -> PackListing:
+        listing, parts = pack.finish()
+        self._store.put(object_name(listing.name), parts)
+        return listing
+
+    def _remove(self, view: _View, ready: dict[str, frozenset[str]]) -> None:
+        """Remove the packs of these marks that are not needed, and the marks."""
+        doomed = frozenset[str]().union(*ready.values()) - view.needed.keys()
+        self._rewrite_segments(view.index, doomed)
+        for pack in sorted(doomed & view.present.keys()):
+            self._store.delete(object_name(pack))
+            self._removed += 1
+            self._freed += view.present.pop(pack)
+        for mark in sorted(ready):
+            drop_mark(self._store, mark)
+
+    def _rewrite_segments(self, index: Index, doomed: Set[str]) -> None:
+        """Have no segment list a doomed pack, and few small segments be left."""
+        sizes = {
+            info.name.removeprefix(INDEX): info.size_bytes
+            for info in own_objects(self._store, INDEX)
+        }
+        small = {name for name in index.segments if sizes.get(name, 0) < _SMALL_SEGMENT}
+        if len(small) < _SEGMENTS_TO_JOIN:
+            small = set()
+        old: list[str] = []
+        listed: set[str] = set()
+        kept: list[PackListing] = []
+        for segment in sorted(index.segments):
+            if segment not in small and not doomed:
+                continue
+            if segment not in small and not doomed & listed_packs(
+                self._store, self._master, segment
+            ):
+                continue
+            old.append(segment)
+            for pack in read_segment(self._store, self._master, segment):
+                if pack.name not in doomed and pack.name not in listed:
+                    listed.add(pack.name)
+                    kept.append(pack)
+            while len(kept) >= PACKS_PER_SEGMENT:
+                write_segment(self._store, self._master, kept[:PACKS_PER_SEGMENT])
+                del kept[:PACKS_PER_SEGMENT]
+        if kept:
+            write_segment(self._store, self._master, kept)
+        for segment in old:
+            self._store.delete(INDEX + segment)
+
+
+def _named(points: Iterable[RestorePoint]) -> tuple[set[str], set[str]]:
+    """The disk images and the blobs that points name."""
+    disks = [disk for point in points for disk in point.disks]
+    return {disk.root for disk in disks}, {disk.extent_map for disk in disks} - {""}
+
+
+def _by_pack(
+    index: Index, reach: Reach, names: Sequence[str]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of the chunks in each pack, and of those that are needed where any is."""
+    held = np.zeros(len(names), np.int64)
+    needed = np.zeros(len(names), np.int64)
+    for base, rows in index.blocks():
+        met = rows[reach.rows[base : base + len(rows)] != 0]
+        held += _sums(rows["pack"], rows["sealed"], len(names))
+        needed += _sums(met["pack"], met["sealed"], len(names))
+    # A pack that two segments list has two numbers, and every chunk of it two rows.
+    return _by_name(held, names, max), _by_name(needed, names, add)
+
+
+def _by_name(
+    sizes: NDArray[np.int64], names: Sequence[str], join: Callable[[int, int], int]
+) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for number in map(int, np.flatnonzero(sizes)):
+        found[names[number]] = join(found.get(names[number], 0), int(sizes[number]))
+    return found
+
+
+def _sums(packs: NDArray[np.uint32], sizes: NDArray[np.uint32], count: int) -> NDArray[np.int64]:
+    return np.bincount(packs, sizes, count).astype(np.int64)
+
+
+def _needed_rows(index: Index, reach: Reach, packs: Set[str]) -> dict[str, Sequence[PackEntry]]:
+    """The entries that are needed of each of these packs."""
+    numbers = {number: pack.name for number, pack in enumerate(index.packs) if pack.name in packs}
+    wanted = np.zeros(len(index.packs), np.bool_)
+    wanted[list(numbers)] = True
+    found: dict[str, list[Rows]] = {pack: [] for pack in packs}
+    for base, rows in index.blocks():
+        chosen = rows[(reach.rows[base : base + len(rows)] != 0) & wanted[rows["pack"]]]
+        for number in np.unique(chosen["pack"]):
+            found[numbers[int(number)]].append(chosen[chosen["pack"] == number])
+    return {pack: entries(np.concatenate(parts)) for pack, parts in found.items()}
