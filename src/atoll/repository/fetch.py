@@ -45,7 +45,7 @@ class ChunkSource:
             return self._index if self._index is not None else self.refresh()
 
     def refresh(self) -> Index:
-        """Take in what was written to the store since, and forget what a sweep removed."""
+        """Take in what was written to the store since, and forget what a prune removed."""
         with self._lock:
             fresh = (self._index or Index()).refresh(self._store, self._master)
             if fresh is not self._index:

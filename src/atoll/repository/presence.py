@@ -1,9 +1,9 @@
 """What a process that uses the repository tells others, and what a prune must know of it.
 
-A prune removes nothing that a process at work could still rely on. For that each process tells three
-things in its session: whether it writes, which marks it saw when it began (a writer does not
-deduplicate against packs that were marked by then), and which images it reads or carries over, so that
-they stay although their restore point may be forgotten meanwhile.
+A prune removes nothing that a process at work could still rely on. For that each process tells in its
+session whether it writes and which marks it saw when it began (a writer does not deduplicate against
+packs that were marked by then), or which images it reads, so that they stay although their restore
+point may be forgotten meanwhile.
 """
 
 import json

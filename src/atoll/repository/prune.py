@@ -4,13 +4,13 @@ A pack goes in two steps. First a *mark* names it; then it is removed, once ever
 seen the mark and what restore points need was looked up again. Why that is enough:
 
 - A writer joins, then reads the marks, then the index, and stores anew what lies only in marked packs.
-  So a writer that saw a mark relies on none of its packs, except through an image it carries over.
+  An image it carries over must be of a committed point after it has read the marks, and what such a
+  point needs was not marked. So a writer that saw a mark relies on none of its packs.
 - A writer that did not see the mark is waited for. When it has ended, what it committed is among the
   points, and packs they need stay.
-- An image somebody reads or carries over is named in his session before he looks whether its point is
-  still there. Here points are listed, then sessions, then points again: a point that was forgotten
-  before the first list was there when he looked, so his session is in the second; or he has ended, and
-  what he committed is in the third.
+- A reader names an image in his session before he looks whether its point is still there, and points
+  are listed here before sessions: a point that was forgotten before they were listed was there when he
+  looked, so his session names it.
 - Packs that a live writer has put and not yet committed may be marked, for nobody needs them yet. The
   writer did not see that mark, so he is waited for.
 - The new segments are written before the old ones are deleted, those before the packs, and the mark
@@ -209,7 +209,6 @@ class Pruner:
         log = PointLog(self._store, self._master)
         points = {point.id: point for point in log.every_point()}
         roots = frozenset[str]().union(*(each.roots for each in present(self._store)))
-        points |= {point.id: point for point in log.every_point()}
         kept = [point for name, point in points.items() if name not in without]
         index = self._source.apart()
         last = self._last

@@ -463,7 +463,6 @@ class Repository:
         unknown = set(names) - session.made
         if not unknown:
             return
-        session.keep(unknown - {""})  # before the look: what is there now stays
         for point in self.points():
             for disk in point.disks:
                 unknown -= {disk.root, disk.extent_map} - {""}

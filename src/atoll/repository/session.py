@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -124,10 +124,6 @@ class Session:
             while self._writing:
                 self._writing.popleft().result()
             self._check()
-
-    def keep(self, roots: Iterable[str]) -> None:
-        """Have images or blobs that others stored (hex) stay; then see whether they are there."""
-        self._presence.keep(roots)
 
     def confirm(self) -> None:
         """RunConflictError if others took this process for dead: what it relied on may be gone."""
