@@ -1,10 +1,13 @@
 """Settings: one TOML file, secrets in files of their own."""
 
+import dataclasses
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     BaseModel,
@@ -12,16 +15,23 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from atoll.director.policy import LEASE_MARGIN_SECONDS, lease_shortfall
 from atoll.model.errors import ConfigurationError
 from atoll.model.limits import DEFAULTS
+from atoll.model.retention import Keep, Retention, VmRule
+from atoll.repository.s3_access import SCHEME, LockMode, S3Access
 
 Section = TypeVar("Section")
 Model = TypeVar("Model", bound=BaseModel)
+Place = TypeVar("Place", bound="RepositorySection")
 
+_MOST_KEPT = 1_000_000
+_SPAN = re.compile(r"([1-9][0-9]{0,5})([hdw])")
+_SPAN_HOURS = {"h": 1, "d": 24, "w": 7 * 24}
 SEARCH = (Path("atoll.toml"), Path("/etc/atoll/atoll.toml"))
 
 
@@ -96,10 +106,128 @@ class StorageSection(BaseModel):
 
 
 class RepositorySection(_Section):
-    """Where restore points live and the file that holds the key."""
+    """Where restore points live, and the file that holds the key or, in its first line, a passphrase.
+
+    Without either, the environment must have a passphrase or a recovery key.
+    """
 
     location: str
-    key_file: Path
+    key_file: Path | None = None
+    passphrase_file: Path | None = None
+    # For buckets; see atoll.repository.s3_access.
+    endpoint: str | None = None
+    region: str | None = None
+    credentials_file: Path | None = None
+    ca_file: Path | None = None
+    allow_http: bool = False
+    lock_days: int | None = Field(default=None, ge=1, le=36_500)
+    lock_mode: LockMode = "compliance"
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if self.key_file and self.passphrase_file:
+            raise ValueError("give key_file or passphrase_file, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _bucket_settings_for_buckets(self) -> Self:
+        """A directory that was believed to be locked is worse than an error."""
+        given = self.model_fields_set & {field.name for field in dataclasses.fields(S3Access)}
+        if given and not self.location.startswith(f"{SCHEME}://"):
+            raise ValueError(f"{min(given)} is for buckets (s3://BUCKET/PREFIX) alone")
+        return self
+
+    @property
+    def access(self) -> S3Access:
+        """How to reach the bucket, if the location is one."""
+        return S3Access(
+            self.endpoint,
+            self.region,
+            self.credentials_file,
+            self.ca_file,
+            self.allow_http,
+            self.lock_days,
+            self.lock_mode,
+        )
+
+
+class CopySection(RepositorySection):
+    """A second place for restore points: a mirror, or a repository that has the key named here."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")
+
+    @property
+    def own_key(self) -> bool:
+        """Whether it names a key, so that it is no mirror."""
+        return bool(self.key_file or self.passphrase_file)
+
+
+class _KeepSection(_Section):
+    """How many points stay by which rule; see `model.retention`."""
+
+    keep_last: int | None = Field(default=None, ge=1, le=_MOST_KEPT)
+    keep_hourly: int | None = Field(default=None, ge=1, le=_MOST_KEPT)
+    keep_daily: int | None = Field(default=None, ge=1, le=_MOST_KEPT)
+    keep_weekly: int | None = Field(default=None, ge=1, le=_MOST_KEPT)
+    keep_monthly: int | None = Field(default=None, ge=1, le=_MOST_KEPT)
+    keep_yearly: int | None = Field(default=None, ge=1, le=_MOST_KEPT)
+    keep_within: str | None = None
+
+    @field_validator("keep_within")
+    @classmethod
+    def _is_span(cls, text: str | None) -> str | None:
+        if text is not None and not _SPAN.fullmatch(text):
+            raise ValueError("write it like 36h, 14d or 8w")
+        return text
+
+    def keep(self) -> Keep:
+        """The same for the model."""
+        within = _SPAN.fullmatch(self.keep_within) if self.keep_within else None
+        return Keep(
+            last=self.keep_last or 0,
+            hourly=self.keep_hourly or 0,
+            daily=self.keep_daily or 0,
+            weekly=self.keep_weekly or 0,
+            monthly=self.keep_monthly or 0,
+            yearly=self.keep_yearly or 0,
+            within_seconds=int(within[1]) * _SPAN_HOURS[within[2]] * 3600.0 if within else 0.0,
+        )
+
+
+class RetentionRuleSection(_KeepSection):
+    """Other rules for VMs whose names match; `keep_all` where none of their points may go."""
+
+    vms: tuple[str, ...] = Field(min_length=1)
+    keep_all: bool = False
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.keep_all == (not self.keep().everything):
+            raise ValueError(
+                "a rule needs keep_all = true, or at least one of keep_last and the like"
+            )
+        return self
+
+
+class RetentionSection(_KeepSection):
+    """Which restore points `atoll repo prune` leaves; days begin at midnight of `time_zone`."""
+
+    time_zone: str = "UTC"
+    rules: tuple[RetentionRuleSection, ...] = ()
+
+    @field_validator("time_zone")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError(f"{name!r} is no time zone; write it like Europe/Berlin") from error
+        return name
+
+    def retention(self) -> Retention:
+        """The same for the model."""
+        rules = tuple(VmRule(rule.vms, rule.keep()) for rule in self.rules)
+        return Retention(self.keep(), rules, ZoneInfo(self.time_zone))
 
 
 class AgentsSection(_Section):
@@ -165,6 +293,8 @@ class Settings(_Section):
     storage: tuple[StorageSection, ...] = Field(min_length=1)
     vcenter: VCenterSection | None = None
     repository: RepositorySection | None = None
+    copies: tuple[CopySection, ...] = ()
+    retention: RetentionSection = RetentionSection()
     agents: AgentsSection | None = None
     director: DirectorSection = DirectorSection()
     island: IslandSection | None = None
@@ -176,6 +306,32 @@ class Settings(_Section):
         if len(set(names)) < len(names):
             raise ValueError("two storage systems have the same name")
         return self
+
+    @model_validator(mode="after")
+    def _copy_names_differ(self) -> Self:
+        names = [copy.name for copy in self.copies]
+        if len(set(names)) < len(names):
+            raise ValueError("two copies have the same name")
+        return self
+
+    def copy_named(self, name: str) -> CopySection:
+        """One of the copies; ConfigurationError if there is none of that name."""
+        for copy in self.copies:
+            if copy.name == name:
+                return copy
+        known = ", ".join(copy.name for copy in self.copies) or "none at all"
+        raise ConfigurationError(f"The settings have no copy {name!r} in [[copies]], only {known}.")
+
+    def at_copy(self, name: str) -> Self:
+        """The same site with a copy in the place of its repository; a mirror has its key too."""
+        copy = self.copy_named(name)
+        if self.repository is not None and not copy.own_key:
+            keys = {
+                "key_file": self.repository.key_file,
+                "passphrase_file": self.repository.passphrase_file,
+            }
+            copy = copy.model_copy(update=keys)
+        return self.model_copy(update={"repository": copy})
 
 
 def load_settings(path: Path | None = None) -> Settings:
@@ -239,14 +395,20 @@ def _find(path: Path | None) -> Path:
 def _anchored(settings: Settings, base: Path) -> Settings:
     """The same with every path absolute; those of storage drivers are anchored where they are read."""
     anchored: Settings = _absolute(settings, base)
-    repository = anchored.repository
-    if repository is not None and "://" not in repository.location:
-        location = str(base / repository.location)
-        repository = repository.model_copy(update={"location": location})
+    if anchored.repository is not None:
+        repository = _placed(anchored.repository, base)
         anchored = anchored.model_copy(update={"repository": repository})
+    copies = tuple(_placed(copy, base) for copy in anchored.copies)
+    anchored = anchored.model_copy(update={"copies": copies})
     for system in anchored.storage:
         system.set_base(base)
     return anchored
+
+
+def _placed(repository: Place, base: Path) -> Place:
+    if "://" in repository.location:
+        return repository
+    return repository.model_copy(update={"location": str(base / repository.location)})
 
 
 def absolute_paths(model: Model, base: Path) -> Model:

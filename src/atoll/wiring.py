@@ -1,6 +1,7 @@
 """Settings to a working site: the only place that picks drivers."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
 from importlib import import_module
@@ -17,14 +18,25 @@ from atoll.guests.registry import AgentRegistry
 from atoll.guests.renewal import renew_due
 from atoll.model.errors import ConfigurationError, StorageUnreachableError
 from atoll.model.limits import Limits
-from atoll.repository.keys import KeyFile, create_key_file
+from atoll.repository.keys import (
+    KeyFile,
+    KeySource,
+    Passphrase,
+    RecoveryKey,
+    create_key_file,
+)
+from atoll.repository.places import create_place, open_place
 from atoll.repository.repository import Repository
+from atoll.repository.store import ObjectStore
+from atoll.service.copying import CopyPlace
 from atoll.service.identity import site_identity
 from atoll.service.journal import Journal
 from atoll.service.pins import Pins
 from atoll.service.site import IslandPlace, Site
 from atoll.service.slots import Slots
 from atoll.settings import (
+    CopySection,
+    RepositorySection,
     Settings,
     StorageSection,
     absolute_paths,
@@ -43,11 +55,17 @@ from atoll.vsphere.client import VCenter
 from atoll.vsphere.settings import VCenterSettings
 
 _RECORDS = "records.sqlite"
+_PASSPHRASE, _RECOVERY_KEY = "ATOLL_PASSPHRASE", "ATOLL_RECOVERY_KEY"
 
 
-def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
-    """The site of a settings file; each part is opened when it is first used, and then kept."""
-    settings = load_settings(config)
+def open_site(
+    config: Path | None = None, *, accept_less: bool = False, copy: str | None = None
+) -> Site:
+    """The site of a settings file; each part is opened when it is first used, and then kept.
+
+    With the name of a `copy`, that is the site's repository.
+    """
+    settings = _settings(config, copy)
     opened = ExitStack()
     limits = Limits(**settings.limits.model_dump())
 
@@ -78,6 +96,8 @@ def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
         pins=cache(partial(Pins, settings.director.state_directory)),
         slots=cache(partial(Slots, settings.director.state_directory, limits)),
         limits=limits,
+        retention=settings.retention.retention(),
+        lock_days=settings.repository.lock_days if settings.repository else None,
         hold=HoldPolicy(
             lease_seconds=settings.director.lease_seconds,
             budget_seconds=settings.director.budget_seconds,
@@ -91,6 +111,11 @@ def open_site(config: Path | None = None, *, accept_less: bool = False) -> Site:
         close=opened.close,
     )
     return site
+
+
+def _settings(config: Path | None, copy: str | None) -> Settings:
+    settings = load_settings(config)
+    return settings if copy is None else settings.at_copy(copy)
 
 
 def _island(settings: Settings) -> IslandPlace | None:
@@ -212,15 +237,92 @@ def open_vcenter(settings: Settings) -> VCenter:
 def open_repository(settings: Settings) -> Repository:
     """The repository, which must exist (`atoll repo init`)."""
     repository = needed(settings.repository, "repository")
-    return Repository.open(repository.location, KeyFile(repository.key_file))
+    return Repository.open(repository.location, key_source(repository), access=repository.access)
 
 
-def create_repository(config: Path | None) -> Repository:
-    """A new repository where the settings say, with a new key file unless there is one."""
+def open_copy(config: Path | None, location: str) -> Repository:
+    """A copy of the site's repository that lies elsewhere and has the same key."""
     repository = needed(load_settings(config).repository, "repository")
-    key = repository.key_file
-    source = KeyFile(key) if key.exists() else create_key_file(key)
-    return Repository.create(repository.location, source)
+    return Repository.open(location, key_source(repository), access=repository.access)
+
+
+def copy_places(
+    config: Path | None, names: Sequence[str], to: str | None = None, key_file: Path | None = None
+) -> list[CopyPlace]:
+    """The copies of the settings that are named, or all; or the place `to`, which a key file may open.
+
+    A place that is not in the settings but in a bucket is reached as the repository is.
+    """
+    settings = load_settings(config)
+    if to is None:
+        chosen = [settings.copy_named(name) for name in names] or settings.copies
+        return [_copy_place(copy) for copy in chosen]
+    repository = needed(settings.repository, "repository")
+    there = repository.model_copy(
+        update={"location": to, "key_file": key_file, "passphrase_file": None}
+    )
+    return [_place(to, there, own_key=key_file is not None)]
+
+
+def _copy_place(copy: CopySection) -> CopyPlace:
+    return _place(copy.name, copy, own_key=copy.own_key)
+
+
+def _place(name: str, section: RepositorySection, *, own_key: bool) -> CopyPlace:
+    place, access = section.location, section.access
+
+    def repository() -> Repository:
+        return Repository.open(place, _named_key(section), access=access)
+
+    store = partial(open_place if own_key else create_place, place, access)
+    return CopyPlace(name, place, store, repository if own_key else None)
+
+
+def open_objects(config: Path | None, copy: str | None = None) -> ObjectStore:
+    """The objects of the repository, for what needs no key."""
+    repository = needed(_settings(config, copy).repository, "repository")
+    return open_place(repository.location, repository.access)
+
+
+def create_repository(
+    config: Path | None, passphrase: str | None = None, label: str = "", copy: str | None = None
+) -> Repository:
+    """A new repository where the settings say, with a new key file unless there is one.
+
+    A passphrase that is given takes the place of what the settings name.
+    """
+    repository = needed(_settings(config, copy).repository, "repository")
+    if passphrase is not None:
+        return Repository.create(
+            repository.location, Passphrase(passphrase), label=label, access=repository.access
+        )
+    key = key_source(repository)
+    if isinstance(key, KeyFile) and not key.path.exists():
+        key = create_key_file(key.path)
+    return Repository.create(repository.location, key, label=label, access=repository.access)
+
+
+def key_source(repository: RepositorySection) -> KeySource:
+    """What opens the repository: what the environment has, for emergencies, or the settings name.
+
+    Whatever opens it, nothing is asked and nothing is read from the command line.
+    """
+    if text := os.environ.get(_RECOVERY_KEY):
+        return RecoveryKey(text)
+    if text := os.environ.get(_PASSPHRASE):
+        return Passphrase(text)
+    return _named_key(repository)
+
+
+def _named_key(repository: RepositorySection) -> KeySource:
+    if repository.passphrase_file:
+        return Passphrase(read_secret(repository.passphrase_file))
+    if repository.key_file:
+        return KeyFile(repository.key_file)
+    raise ConfigurationError(
+        "The settings name no key of the repository; write key_file or passphrase_file into "
+        f"[repository], or set {_PASSPHRASE} or {_RECOVERY_KEY}."
+    )
 
 
 def open_agents(settings: Settings) -> Mapping[str, GuestAgent]:

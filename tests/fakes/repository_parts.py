@@ -124,6 +124,12 @@ class CountingStore:
         self.inner.put(name, parts)
         self._strike("after")
 
+    def replace(self, name: str, parts: Sequence[Buffer]) -> None:
+        self.changes += 1
+        self._strike("before")
+        self.inner.replace(name, parts)
+        self._strike("after")
+
     def delete(self, name: str) -> None:
         self.changes += 1
         self._strike("before")
@@ -138,6 +144,9 @@ class CountingStore:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         return self.inner.list(prefix)
+
+    def settle(self, prefix: str) -> None:
+        self.inner.settle(prefix)
 
     def temporaries(self) -> Sequence[ObjectInfo]:
         return self.inner.temporaries()

@@ -17,6 +17,7 @@ from atoll.cli import (
     context,
     export,
     files,
+    holds,
     inventory,
     island,
     mount,
@@ -56,11 +57,18 @@ def _root(
             help="Settings file; else $ATOLL_CONFIG, ./atoll.toml, /etc/atoll/atoll.toml."
         ),
     ] = None,
+    copy: Annotated[
+        str | None,
+        typer.Option(
+            envvar="ATOLL_COPY",
+            help="Work with this copy of the settings instead of the repository.",
+        ),
+    ] = None,
     _show_version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    context.choose(config)
+    context.choose(config, copy)
 
 
 app.command("inventory")(inventory.inventory)
@@ -69,6 +77,8 @@ app.command("capture")(capture.capture)
 app.command("cleanup")(backup.cleanup)
 app.command("points")(points.points)
 app.command("point")(points.point)
+app.command("hold")(holds.hold)
+app.command("release")(holds.release)
 app.command("files")(files.files)
 app.command("export")(export.export)
 app.command("runs")(runs.runs)

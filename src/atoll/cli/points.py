@@ -1,11 +1,13 @@
 """`atoll points` and `atoll point`: what can be restored, and how far it may be trusted."""
 
+import time
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from atoll.cli import context
+from atoll.cli.holds import described
 from atoll.cli.output import as_json, err, moment, out, seconds, size, table
 from atoll.model.points import Evidence
 
@@ -17,6 +19,7 @@ def points(
     """List restore points, oldest first."""
     repository = context.site().repository()
     found = [point for point in repository.points() if vm in (None, point.vm, point.instance_uuid)]
+    holds, now = repository.holds(), time.time()
     if lost := repository.lost_points:
         err.print(
             f"{len(lost)} objects with restore points are damaged and not shown; `atoll verify` says "
@@ -24,10 +27,26 @@ def points(
             style="red",
         )
     if json:
-        as_json([{"point": point, "evidence": repository.evidence(point.id)} for point in found])
+        as_json(
+            [
+                {
+                    "point": point,
+                    "evidence": repository.evidence(point.id),
+                    "holds": holds.on(point.id, now),
+                }
+                for point in found
+            ]
+        )
         return
+    if holds.damaged:
+        err.print(
+            f"{len(holds.damaged)} holds cannot be read, so every point counts as held.",
+            style="red",
+        )
+    held = any(holds.on(point.id, now) for point in found)
     table(
-        ["restore point", "taken", "consistency", "proven", ">size", ">read", ">added", "kind"],
+        ["restore point", "taken", "consistency", "proven", ">size", ">read", ">added", "kind"]
+        + (["on hold"] if held else []),
         [
             (
                 f"{point.vm}@{point.run}",
@@ -38,6 +57,7 @@ def points(
                 size(sum(disk.read_bytes for disk in point.disks)),
                 size(sum(disk.stored_bytes for disk in point.disks)),
                 "incremental" if point.incremental else "full",
+                *(["yes" if holds.on(point.id, now) else ""] if held else []),
             )
             for point in found
         ],
@@ -52,8 +72,9 @@ def point(
     repository = context.site().repository()
     found = repository.find(reference)
     evidence = repository.evidence(found.id)
+    holds = [each for each in repository.holds().found if each.point == found.id]
     if json:
-        as_json({"point": found, "evidence": evidence})
+        as_json({"point": found, "evidence": evidence, "holds": holds})
         return
     proof = found.proof
     out.print(f"{found.vm}@{found.run}, taken {moment(found.created_at)}", style="bold")
@@ -100,6 +121,8 @@ def point(
             for disk in found.disks
         ],
     )
+    for each in holds:
+        out.print(described(each))
     for item in evidence:
         out.print(
             f"{'Proven' if item.passed else 'FAILED its proof'} {moment(item.proven_at)}: "

@@ -24,6 +24,11 @@ _SAYS = {
     "retire": "retiring old snapshots",
     "restore": "restoring",
     "verify": "reading and checking",
+    "look": "looking for what is missing",
+    "mirror": "mirroring",
+    "reach": "seeing what restore points need",
+    "forget": "forgetting restore points",
+    "prune": "giving back space",
     "boot": "booting in the sandbox",
     "done": "done",
 }

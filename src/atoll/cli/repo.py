@@ -1,22 +1,51 @@
 """`atoll repo`: make a repository and see what it holds."""
 
+import sys
 from typing import Annotated
 
 import typer
 
-from atoll.cli import context
+from atoll.cli import context, repo_copy, repo_keys, retention, verify
 from atoll.cli.output import as_json, out, size, table
 from atoll.wiring import create_repository
 
-app = typer.Typer(help="Make and look at the repository.", no_args_is_help=True)
+app = typer.Typer(help="Make, look at and tidy the repository.", no_args_is_help=True)
+app.add_typer(repo_keys.app, name="key")
+app.command("copy")(repo_copy.copy)
+app.command("prune")(retention.prune)
+app.command("forget")(retention.forget)
+app.command("verify")(verify.verify)
+app.command("repair")(verify.repair)
 
 
 @app.command("init")
-def init() -> None:
+def init(
+    passphrase: Annotated[
+        bool,
+        typer.Option(
+            "--passphrase", help="Ask for a passphrase instead of what the settings name."
+        ),
+    ] = False,
+    recovery_key: Annotated[
+        bool | None,
+        typer.Option(
+            "--recovery-key/--no-recovery-key",
+            help="Make a recovery key too and print it; else it is asked on a terminal.",
+        ),
+    ] = None,
+    label: repo_keys.Label = "",
+) -> None:
     """Make the repository the settings name, and its key file if there is none."""
-    with create_repository(context.chosen()) as repository:
+    text = repo_keys.new_passphrase() if passphrase else None
+    with create_repository(context.chosen(), text, label, context.chosen_copy()) as repository:
         out.print(f"Made {repository.stats().location}.")
-    out.print("Keep a copy of the key file elsewhere: without it nothing can be restored.")
+        if recovery_key is None and sys.stdin.isatty():
+            recovery_key = typer.confirm("Make a recovery key to write down too?", default=True)
+        if recovery_key:
+            repo_keys.print_recovery_key(repository)
+    out.print(
+        "Keep a copy of the key file or passphrase elsewhere: without any key nothing can be restored."
+    )
 
 
 @app.command("stats")

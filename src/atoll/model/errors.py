@@ -165,3 +165,10 @@ class MountError(AtollError):
 
     code = "mount"
     exit_status = 31
+
+
+class PointHeldError(AtollError):
+    """A restore point must stay: it is on hold, or the newest of a VM that is still there."""
+
+    code = "point-held"
+    exit_status = 32

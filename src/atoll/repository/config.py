@@ -14,11 +14,11 @@ from atoll.model.errors import (
     UnsupportedFormatError,
 )
 from atoll.repository.keys import KeySource, MasterKey
-from atoll.repository.sealing import checked, halves, new_name, twice, unchecked
+from atoll.repository.sealing import checked, halves, twice, unchecked
+from atoll.repository.slots import KEYS, genuine, open_slot, put_slot, slot_lines
 from atoll.repository.store import MissingObjectError, ObjectStore, own_objects
 
 CONFIG = "config"
-KEYS = "keys/"
 FORMAT, VERSION = "atoll-repository", 1
 DEFAULT_CHUNK_BYTES = 256 << 10
 _MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES = 4 << 10, 16 << 20
@@ -33,7 +33,9 @@ class Config:
     chunk_bytes: int
 
 
-def create_config(store: ObjectStore, source: KeySource, chunk_bytes: int) -> MasterKey:
+def create_config(
+    store: ObjectStore, source: KeySource, chunk_bytes: int, label: str = ""
+) -> MasterKey:
     """Make a new repository of an empty store; the settings object, written last, makes it one."""
     if (
         not _MIN_CHUNK_BYTES <= chunk_bytes <= _MAX_CHUNK_BYTES
@@ -45,44 +47,52 @@ def create_config(store: ObjectStore, source: KeySource, chunk_bytes: int) -> Ma
         )
     master = MasterKey.generate()
     config = Config(secrets.token_hex(16), master.key_id, chunk_bytes)
-    slot = checked(master.wrapped(source, config.id))
-    store.put(f"{KEYS}{new_name()}", [twice(slot)])
+    put_slot(store, master, source, config.id, label)
     store.put(CONFIG, [twice(_encode(config, master))])
     return master
 
 
-def open_config(store: ObjectStore, source: KeySource) -> tuple[Config, MasterKey]:
-    """Read the settings and unlock the master key.
+def open_config(store: ObjectStore, source: KeySource) -> tuple[Config, MasterKey, str]:
+    """Read the settings and unlock the master key; the name of the slot that did it comes third.
 
     RepositoryUnreachableError if there is no repository, RepositoryKeyError if
     `source` opens no slot, RepositoryDamagedError if both copies are broken.
     """
     try:
-        copies = halves(store.get(CONFIG))
+        block, config = read_config(store)
     except MissingObjectError as error:
         raise _no_config(store) from error
-    block = _good_copy(copies, CONFIG)
-    config = _decode(block)
-    master = _unlocked(store, source, config)
-    if not _authentic(block, master):
+    master, slot = _unlocked(store, source, config)
+    if not authentic(block, master):
         raise RepositoryDamagedError(
             f"The settings of the repository {store.location} were altered without its key; "
             "restore the object `config` from a copy."
         )
-    return config, master
+    return config, master, slot
+
+
+def read_config(store: ObjectStore) -> tuple[bytes, Config]:
+    """A whole copy of the settings and what it says, whoever wrote it, for that takes the key to tell.
+
+    MissingObjectError if there is none, RepositoryDamagedError if both copies are broken.
+    """
+    block = _good_copy(halves(store.get(CONFIG)), CONFIG)
+    return block, _decode(block)
 
 
 def damaged_copies(store: ObjectStore, master: MasterKey) -> list[tuple[str, str]]:
     """(object, what is wrong) for each copy of settings or key slot that is not as written."""
     found = []
     for number, copy in enumerate(halves(store.get(CONFIG)), 1):
-        if not _authentic(copy, master):
+        if not authentic(copy, master):
             found.append((CONFIG, f"copy {number} of 2 is not what was written"))
     for info in own_objects(store, KEYS):
         for number, copy in enumerate(halves(store.get(info.name)), 1):
             try:
-                unchecked(copy)
+                whole = genuine(unchecked(copy), master)
             except RepositoryDamagedError:
+                whole = False
+            if not whole:
                 found.append((info.name, f"copy {number} of 2 is not what was written"))
     return found
 
@@ -105,7 +115,8 @@ def _tag(line: bytes, master: MasterKey) -> bytes:
     return blake3(line, key=master.derive("config")).hexdigest().encode()
 
 
-def _authentic(block: bytes, master: MasterKey) -> bool:
+def authentic(block: bytes, master: MasterKey) -> bool:
+    """Whether a copy of the settings is as the holder of the key wrote it."""
     try:
         line, _, tag = unchecked(block).rpartition(b"|")
     except RepositoryDamagedError:
@@ -124,26 +135,24 @@ def _decode(block: bytes) -> Config:
     return Config(fields["id"], fields["key"], fields["chunk_bytes"])
 
 
-def _unlocked(store: ObjectStore, source: KeySource, config: Config) -> MasterKey:
+def _unlocked(store: ObjectStore, source: KeySource, config: Config) -> tuple[MasterKey, str]:
     slots, broken = 0, 0
-    for info in own_objects(store, KEYS):
+    for name, line in slot_lines(store):
         slots += 1
-        try:
-            slot = unchecked(_good_copy(halves(store.get(info.name)), info.name))
-        except RepositoryDamagedError:
+        if line is None:
             broken += 1
             continue
-        master = MasterKey.unwrapped(source, config.id, slot)
+        master = open_slot(source, config.id, line)
         if master is not None and master.key_id == config.key_id:
-            return master
+            return master, name
     if broken or not slots:
         raise RepositoryDamagedError(
             f"{broken or 'All'} key slots of the repository {store.location} are damaged or gone "
             "and the key given opens no other; restore the `keys` folder from a copy."
         )
     raise RepositoryKeyError(
-        f"The key given does not open the repository {store.location}; it wants key "
-        f"{config.key_id}, so name the key file or passphrase it was made with."
+        f"The key given does not open the repository {store.location}, whose key is "
+        f"{config.key_id}; name a key file, passphrase or recovery key that was made for it."
     )
 
 

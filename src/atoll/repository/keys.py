@@ -1,24 +1,21 @@
-"""Keys: where the master key comes from, how it is wrapped, and what is derived from it."""
+"""Keys: where the master key comes from, what opens it, and what is derived from it."""
 
-import json
 import os
 import secrets
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from argon2.low_level import Type, hash_secret_raw
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from atoll.model.errors import RepositoryDamagedError, RepositoryKeyError
+from atoll.model.errors import RepositoryKeyError
+from atoll.repository import recovery_key
 
 _KEY_FILE_PREFIX = "atoll-key-1:"
-_MAX_MEMORY_KIB = 4 << 20  # a forged slot must not make the reader allocate without limit
-_MAX_PASSES = 1 << 10
-_MAX_LANES = 1 << 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +47,8 @@ class KeyFile:
             text = self.path.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise RepositoryKeyError(
-                f"Could not read the key file {self.path}: {error}; name the file that was made "
-                "with the repository."
+                f"Could not read the key file {self.path}: {error}; name a file that was made "
+                "for the repository."
             ) from error
         try:
             secret = bytes.fromhex(text.removeprefix(_KEY_FILE_PREFIX))
@@ -59,13 +56,29 @@ class KeyFile:
             secret = b""
         if not text.startswith(_KEY_FILE_PREFIX) or len(secret) != 32:
             raise RepositoryKeyError(
-                f"{self.path} is not an Atoll key file; name the file that was made with the "
+                f"{self.path} is not an Atoll key file; name a file that was made for the "
                 "repository."
             )
         return secret
 
 
-KeySource = Passphrase | KeyFile
+@dataclass(frozen=True, slots=True)
+class RecoveryKey:
+    """256 random bits on paper, as `recovery_key` writes them."""
+
+    text: str = field(repr=False)
+
+    @classmethod
+    def generate(cls) -> Self:
+        """A new one from the operating system's random bits."""
+        return cls(recovery_key.written(secrets.token_bytes(recovery_key.SECRET_BYTES)))
+
+    def secret(self) -> bytes:
+        """The 32 bytes; RepositoryKeyError if the text has a typing mistake."""
+        return recovery_key.understood(self.text)
+
+
+KeySource = Passphrase | KeyFile | RecoveryKey
 
 
 def create_key_file(path: Path) -> KeyFile:
@@ -109,64 +122,26 @@ class MasterKey:
         """Names the key without telling it: 16 hex digits."""
         return self.derive("key id")[:8].hex()
 
-    def wrapped(self, source: KeySource, repository: str) -> bytes:
-        """A key slot: this key, sealed for who holds `source`."""
-        salt = secrets.token_bytes(16)
-        cost = source.cost if isinstance(source, Passphrase) else Argon2Cost(0, 0, 0)
-        slot: dict[str, Any] = {
-            "repository": repository,
-            "key": self.key_id,
-            "kind": _kind(source),
-            "salt": salt.hex(),
-            "memory_kib": cost.memory_kib,
-            "passes": cost.passes,
-            "lanes": cost.lanes,
-        }
-        sealer = AESGCM(_wrapping_key(source, salt, cost))
-        slot["wrapped"] = sealer.encrypt(bytes(12), self._secret, _bound(slot)).hex()
-        return json.dumps(slot, sort_keys=True).encode()
+    def sealed(self, wrapping_key: bytes, bound: bytes) -> bytes:
+        """This key, sealed under another that seals nothing else, so the fixed nonce is used once."""
+        return AESGCM(wrapping_key).encrypt(bytes(12), self._secret, bound)
 
     @classmethod
-    def unwrapped(cls, source: KeySource, repository: str, slot_json: bytes) -> Self | None:
-        """The master key of a slot, or None if the slot is for another key or repository."""
+    def opened(cls, wrapping_key: bytes, sealed: bytes, bound: bytes) -> Self | None:
+        """What `sealed` was called on; None if the other key or `bound` is not the same."""
         try:
-            slot = json.loads(slot_json)
-            cost = Argon2Cost(int(slot["memory_kib"]), int(slot["passes"]), int(slot["lanes"]))
-            salt, sealed = bytes.fromhex(slot["salt"]), bytes.fromhex(slot["wrapped"])
-            bound = _bound(slot)
-        except (ValueError, KeyError, TypeError) as error:
-            raise RepositoryDamagedError(
-                f"A key slot of the repository has no readable {error}; restore the `keys` folder "
-                "from a copy."
-            ) from error
-        if slot["repository"] != repository or slot["kind"] != _kind(source):
-            return None
-        if (
-            cost.memory_kib > _MAX_MEMORY_KIB
-            or cost.passes > _MAX_PASSES
-            or cost.lanes > _MAX_LANES
-        ):
-            return None
-        try:
-            sealer = AESGCM(_wrapping_key(source, salt, cost))
-            return cls(sealer.decrypt(bytes(12), sealed, bound))
+            return cls(AESGCM(wrapping_key).decrypt(bytes(12), sealed, bound))
         except InvalidTag:
             return None
 
 
-def _kind(source: KeySource) -> str:
-    return "passphrase" if isinstance(source, Passphrase) else "file"
-
-
-def _bound(slot: dict[str, Any]) -> bytes:
-    """What the seal of a slot vouches for besides the key."""
-    fields = ("repository", "key", "kind", "salt", "memory_kib", "passes", "lanes")
-    return "|".join(["atoll key slot v1", *(str(slot[field]) for field in fields)]).encode()
-
-
-def _wrapping_key(source: KeySource, salt: bytes, cost: Argon2Cost) -> bytes:
+def wrapping_key(source: KeySource, salt: bytes, cost: Argon2Cost) -> bytes:
+    """32 bytes from what somebody holds; `cost` is for passphrases."""
     if isinstance(source, KeyFile):
         context = "atoll repository v1 key file"
+        return blake3(source.secret() + salt, derive_key_context=context).digest()
+    if isinstance(source, RecoveryKey):
+        context = "atoll repository v1 recovery key"
         return blake3(source.secret() + salt, derive_key_context=context).digest()
     return hash_secret_raw(
         secret=unicodedata.normalize("NFC", source.text).encode(),

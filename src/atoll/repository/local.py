@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -32,6 +32,17 @@ _ENDED = (
 )
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*(/[a-z0-9][a-z0-9.-]*)*")
 _PARTS_PER_WRITE = 512  # IOV_MAX is 1024 on Linux
+_ADVICE = {
+    errno.ENOSPC: "free space there and run again",
+    errno.EDQUOT: "free space there, or raise the quota, and run again",
+    errno.EFBIG: "raise the limit on the size of files there and run again",
+    errno.EROFS: "mount it for writing, after finding out why it is not, and run again",
+    errno.EACCES: "have its files belong to the user that Atoll runs as and run again",
+    errno.EPERM: "have its files belong to the user that Atoll runs as and run again",
+    errno.ESTALE: "mount it anew and run again",
+    errno.EIO: "look at the disk and its file system before running again",
+    errno.ENOLCK: "mount it with locks that reach the server and run again",
+}
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -70,13 +81,14 @@ class LocalSession:
         if old is None:
             raise RunConflictError(_ENDED)
         self.confirm()
-        self._handle = self._store.place_session(self._name, text, replace=True)
+        self._handle = self._store.place_session(self._name, text)
         os.close(old)
 
     def confirm(self) -> None:
         """Whoever takes a session for dead removes its file."""
-        if self._handle is None or os.fstat(self._handle).st_nlink == 0:
-            raise RunConflictError(_ENDED)
+        with _explained(f"look after this process's session in {self._store.location}"):
+            if self._handle is None or os.fstat(self._handle).st_nlink == 0:
+                raise RunConflictError(_ENDED)
 
     def end(self) -> None:
         """Remove the file, then drop the lock."""
@@ -104,6 +116,8 @@ class LocalStore:
     def __init__(self, root: Path, handle: int) -> None:
         self._root = root
         self._handle: int | None = handle
+        self._settled: set[str] = set()
+        """Folders whose names this process has made durable."""
 
     @classmethod
     def create(cls, root: Path) -> Self:
@@ -130,6 +144,13 @@ class LocalStore:
 
     def put(self, name: str, parts: Sequence[Buffer]) -> None:
         """Temporary, fsync, link to its name, fsync of the directory."""
+        self._place(name, parts, _name)
+
+    def replace(self, name: str, parts: Sequence[Buffer]) -> None:
+        """The same, with a rename."""
+        self._place(name, parts, _rename)
+
+    def _place(self, name: str, parts: Sequence[Buffer], to_name: "_ToName") -> None:
         _check(name)
         folder, _, file = name.rpartition("/")
         with _explained(f"write {name} to {self._root}"):
@@ -137,7 +158,7 @@ class LocalStore:
             try:
                 target = self._folder(folder, create=True)
                 try:
-                    _put_file(scratch, target, file, parts, f"{self._root}/{name}")
+                    _put_file(scratch, target, file, parts, f"{self._root}/{name}", to_name)
                 finally:
                     os.close(target)
             finally:
@@ -190,15 +211,37 @@ class LocalStore:
             return [info for info in found if self._unlocked(info.name)]
 
     def delete_temporary(self, name: str) -> None:
-        """Unlink one."""
-        self.delete(name)
+        """Unlink one, unless it is somebody's by now."""
+        with _explained(f"delete {name} of {self._root}"):
+            self._unlocked(name, remove=True)
+
+    def settle(self, prefix: str) -> None:
+        """fsync of the folder, and of those below it."""
+        folder = prefix.rstrip("/")
+        _check(folder)
+        with _explained(f"make {prefix} of {self._root} durable"):
+            self._settle(folder)
+
+    def _settle(self, folder: str) -> None:
+        try:
+            handle = self._folder(folder, create=False)
+        except FileNotFoundError:
+            return
+        try:
+            os.fsync(handle)
+            for name in sorted(os.listdir(handle)):  # noqa: PTH208 - pathlib takes no descriptor
+                with suppress(FileNotFoundError):  # deleted since it was listed
+                    if stat.S_ISDIR(os.stat(name, dir_fd=handle, follow_symlinks=False).st_mode):
+                        self._settle(f"{folder}/{name}")
+        finally:
+            os.close(handle)
 
     def join(self, text: bytes) -> LocalSession:
         """A file in `sessions/`, locked before it has its name."""
         name = secrets.token_hex(16)
-        return LocalSession(self, name, self.place_session(name, text, replace=False))
+        return LocalSession(self, name, self.place_session(name, text))
 
-    def place_session(self, name: str, text: bytes, *, replace: bool) -> int:
+    def place_session(self, name: str, text: bytes) -> int:
         """Put a session's file in its place and return the locked descriptor."""
         with _explained(f"write to {self._root}"):
             scratch = self._folder(_TEMPORARIES, create=True)
@@ -224,11 +267,12 @@ class LocalStore:
     def sessions(self) -> Sequence[SessionSeen]:
         """Those whose file is locked; the others' files are removed."""
         alive = []
-        for info in own_objects(self, SESSIONS):
-            with suppress(MissingObjectError):
-                if self._unlocked(info.name, remove=True):
-                    continue
-                alive.append(SessionSeen(info.name.rpartition("/")[2], self.get(info.name)))
+        with _explained(f"look who is at work in {self._root}"):
+            for info in own_objects(self, SESSIONS):
+                with suppress(MissingObjectError):
+                    if self._unlocked(info.name, remove=True):
+                        continue
+                    alive.append(SessionSeen(info.name.rpartition("/")[2], self.get(info.name)))
         return alive
 
     def _unlocked(self, name: str, *, remove: bool = False) -> bool:
@@ -299,19 +343,26 @@ class LocalStore:
                 ) from None
 
     def _folder(self, folder: str, *, create: bool) -> int:
-        """A descriptor of a folder; each new level is durable before anything is put in it."""
+        """A descriptor of a folder; with `create` each level is made if it is absent, and is durable.
+
+        A folder that was there may have been made by another who has not come to the fsync yet, or
+        was killed before it, so that is done once for each, whoever made it.
+        """
         handle = os.dup(self._descriptor)
+        path = ""
         try:
             for part in folder.split("/") if folder else ():
+                path += f"{part}/"
+                if create and path not in self._settled:
+                    with suppress(FileExistsError):
+                        os.mkdir(part, 0o700, dir_fd=handle)
+                    os.fsync(handle)
+                    self._settled.add(path)
                 try:
                     below = os.open(part, os.O_RDONLY | os.O_DIRECTORY, dir_fd=handle)
                 except FileNotFoundError:
-                    if not create:
-                        raise
-                    with suppress(FileExistsError):  # another writer made it in between
-                        os.mkdir(part, 0o700, dir_fd=handle)
-                    os.fsync(handle)
-                    below = os.open(part, os.O_RDONLY | os.O_DIRECTORY, dir_fd=handle)
+                    self._settled.discard(path)  # somebody tidies away empty folders
+                    raise
                 os.close(handle)
                 handle = below
         except BaseException:
@@ -348,23 +399,32 @@ def _explained(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = "make it reachable and run again"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "free space there and run again"
+        advice = _ADVICE.get(error.errno or 0, "make it reachable and run again")
         raise RepositoryUnreachableError(
             f"Could not {doing}: {error.strerror or error}; {advice}."
         ) from error
 
 
 def _put_file(
-    scratch: int, target: int, file: str, parts: Sequence[Buffer], described: str
+    scratch: int,
+    target: int,
+    file: str,
+    parts: Sequence[Buffer],
+    described: str,
+    to_name: "_ToName",
 ) -> None:
     temporary, handle = _locked_temporary(scratch)
     try:
         _write(handle, parts)
         os.fsync(handle)
-        _name(scratch, temporary, target, file, described)
-        os.fsync(target)
+        to_name(scratch, temporary, target, file, described)
+        try:
+            os.fsync(target)
+        except BaseException:
+            # Nobody may rely on a name that could be gone tomorrow, and the next fsync would succeed.
+            if to_name is _name:
+                _unlink(target, file)
+            raise
     finally:
         _unlink(scratch, temporary)
         os.close(handle)
@@ -411,6 +471,14 @@ def _name(scratch: int, temporary: str, target: int, file: str, described: str) 
             os.rename(temporary, file, src_dir_fd=scratch, dst_dir_fd=target)
         else:
             raise taken from None
+
+
+def _rename(scratch: int, temporary: str, target: int, file: str, _described: str) -> None:
+    os.rename(temporary, file, src_dir_fd=scratch, dst_dir_fd=target)
+
+
+_ToName = Callable[[int, str, int, str, str], None]
+"""Gives a durable temporary (folder, file) its name (folder, file), which the last describes."""
 
 
 def _write(handle: int, parts: Sequence[Buffer]) -> None:

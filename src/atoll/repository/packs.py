@@ -123,6 +123,13 @@ class OpenPack:
         return listing, [*self._parts, footer, trailer]
 
 
+def put_pack(store: ObjectStore, pack: OpenPack) -> PackListing:
+    """Write a pack that takes no more chunks."""
+    listing, parts = pack.finish()
+    store.put(object_name(listing.name), parts)
+    return listing
+
+
 def read_listing(store: ObjectStore, keys: PackKeys, pack: str, size_bytes: int) -> PackListing:
     """What a pack says it holds; RepositoryDamagedError if header, footer or size do not fit."""
     name = object_name(pack)
@@ -141,6 +148,20 @@ def footer_bytes(end: Buffer) -> int:
         return 0
     length, mark = _TRAILER.unpack(end[-_TRAILER.size :])
     return int(length) if mark == _TRAILER_MAGIC else 0
+
+
+def fits_form(pack: str, data: Buffer) -> bool:
+    """Whether beginning, end and size of a pack can be right, which is all to be told without the key."""
+    footer = footer_bytes(data)
+    rows = (footer - _TAG_BYTES) // _ROW.size
+    # A chunk of one byte takes a tag too.
+    smallest = HEADER_BYTES + rows * (_TAG_BYTES + 1) + footer + _TRAILER.size
+    return (
+        bytes(data[:HEADER_BYTES]) == _MAGIC + bytes.fromhex(pack)
+        and rows > 0
+        and footer == rows * _ROW.size + _TAG_BYTES
+        and len(data) >= smallest
+    )
 
 
 def parse_listing(

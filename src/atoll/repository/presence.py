@@ -69,6 +69,22 @@ class Presence:
         return json.dumps(told, sort_keys=True).encode()
 
 
+def keep_packs(store: ObjectStore) -> StoreSession:
+    """Have no prune remove a pack that is there now, until the session ends; needs no key.
+
+    Those are kept too that a prune marked before and has not begun to remove.
+    """
+    told = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": int(time.time()),
+        "writes": True,
+        "seen": [],
+        "roots": [],
+    }
+    return store.join(json.dumps(told, sort_keys=True).encode())
+
+
 @dataclass(frozen=True, slots=True)
 class Present:
     """Another process as it presents itself; `what` is for people."""

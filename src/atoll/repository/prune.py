@@ -32,11 +32,9 @@ from atoll.repository.index import (
     Index,
     Rows,
     entries,
-    listed_packs,
-    read_segment,
-    write_segment,
 )
 from atoll.repository.keys import MasterKey
+from atoll.repository.lost import drop_found
 from atoll.repository.marks import MARKS, drop_mark, put_mark, read_marks
 from atoll.repository.packs import (
     PACK_BYTES,
@@ -46,11 +44,12 @@ from atoll.repository.packs import (
     PackKeys,
     PackListing,
     object_name,
+    put_pack,
 )
-from atoll.repository.points import PointLog
+from atoll.repository.points import POINTS, PointLog
 from atoll.repository.presence import Present, present
 from atoll.repository.reach import Reach
-from atoll.repository.session import PACKS_PER_SEGMENT
+from atoll.repository.relisting import list_packs, relist
 from atoll.repository.store import ObjectStore, own_objects
 
 WASTE = 0.4
@@ -172,7 +171,7 @@ class Pruner:
         if ready:
             self._remove(self._look(self._marked()), ready)
         left = self._marked()
-        self._source.refresh()
+        drop_found(self._store, self._master, self._source.refresh())
         return PruneReport(
             removed_packs=self._removed,
             freed_bytes=self._freed,
@@ -290,24 +289,22 @@ class Pruner:
             for entry, chunk in zip(wanted[pack], held, strict=True):
                 self._moved += filling.add(entry.name, chunk).sealed_bytes
                 if filling.size_bytes >= self._pack_bytes:
-                    written.append(self._write(filling))
+                    written.append(put_pack(self._store, filling))
                     filling = OpenPack(self._keys)
             moved.add(pack)
         if not filling.empty:
-            written.append(self._write(filling))
-        for first in range(0, len(written), PACKS_PER_SEGMENT):
-            write_segment(self._store, self._master, written[first : first + PACKS_PER_SEGMENT])
+            written.append(put_pack(self._store, filling))
+        list_packs(self._store, self._master, written)
         return moved
-
-    def _write(self, pack: OpenPack) -> PackListing:
-        listing, parts = pack.finish()
-        self._store.put(object_name(listing.name), parts)
-        return listing
 
     def _remove(self, view: _View, ready: dict[str, frozenset[str]]) -> None:
         """Remove the packs of these marks that are not needed, and the marks."""
+        # The view rests on segments that others wrote and points that others forgot.
+        self._store.settle(INDEX)
+        self._store.settle(POINTS)
         doomed = frozenset[str]().union(*ready.values()) - view.needed.keys()
-        self._rewrite_segments(view.index, doomed)
+        small = self._small_segments(view.index)
+        relist(self._store, self._master, view.index.segments, doomed, small)
         for pack in sorted(doomed & view.present.keys()):
             self._store.delete(object_name(pack))
             self._removed += 1
@@ -315,37 +312,14 @@ class Pruner:
         for mark in sorted(ready):
             drop_mark(self._store, mark)
 
-    def _rewrite_segments(self, index: Index, doomed: Set[str]) -> None:
-        """Have no segment list a doomed pack, and few small segments be left."""
-        sizes = {
-            info.name.removeprefix(INDEX): info.size_bytes
+    def _small_segments(self, index: Index) -> frozenset[str]:
+        """Segments worth joining, if there are enough of them."""
+        small = frozenset(
+            info.name.removeprefix(INDEX)
             for info in own_objects(self._store, INDEX)
-        }
-        small = {name for name in index.segments if sizes.get(name, 0) < _SMALL_SEGMENT}
-        if len(small) < _SEGMENTS_TO_JOIN:
-            small = set()
-        old: list[str] = []
-        listed: set[str] = set()
-        kept: list[PackListing] = []
-        for segment in sorted(index.segments):
-            if segment not in small and not doomed:
-                continue
-            if segment not in small and not doomed & listed_packs(
-                self._store, self._master, segment
-            ):
-                continue
-            old.append(segment)
-            for pack in read_segment(self._store, self._master, segment):
-                if pack.name not in doomed and pack.name not in listed:
-                    listed.add(pack.name)
-                    kept.append(pack)
-            while len(kept) >= PACKS_PER_SEGMENT:
-                write_segment(self._store, self._master, kept[:PACKS_PER_SEGMENT])
-                del kept[:PACKS_PER_SEGMENT]
-        if kept:
-            write_segment(self._store, self._master, kept)
-        for segment in old:
-            self._store.delete(INDEX + segment)
+            if info.size_bytes < _SMALL_SEGMENT
+        )
+        return small & index.segments if len(small) >= _SEGMENTS_TO_JOIN else frozenset()
 
 
 def _named(points: Iterable[RestorePoint]) -> tuple[set[str], set[str]]:

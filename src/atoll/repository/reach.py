@@ -1,6 +1,6 @@
 """What restore points reach: the chunks, pages and blobs they need."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -170,6 +170,22 @@ class DamageSearch:
             for touch in self._page(child, level - 1):
                 assert touch.chunks is not None
                 yield Touch(touch.name, (base + touch.chunks[0], touch.chunks[1]))
+
+
+def lost_extents(
+    image: DiskImage, get: Callable[[bytes], bytes], lost: Set[bytes], chunk_bytes: int
+) -> list[Extent] | None:
+    """Ranges of an image whose chunks are lost; None if a part of its table is, so that nobody knows."""
+    found = []
+    for touch in DamageSearch(get, lost.__contains__).disk(image):
+        if touch.chunks is None:
+            continue  # of the map of where the disk lay, which is made anew each time
+        if touch.chunks[1] > 1:
+            return None
+        extent = spoiled(touch, chunk_bytes, image.size_bytes)
+        if extent is not None:
+            found.append(extent)
+    return found
 
 
 def spoiled(touch: Touch, chunk_bytes: int, size_bytes: int) -> Extent | None:

@@ -1,8 +1,9 @@
 """The repository as the rest of Atoll sees it."""
 
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,27 +21,42 @@ from atoll.model.errors import (
 from atoll.model.extents import Extent
 from atoll.model.points import DiskImage, Evidence, RestorePoint
 from atoll.model.readers import BlockReader
+from atoll.model.retention import Holds, PointHold
 from atoll.repository import copying
 from atoll.repository.chunks import ChunkCodec
 from atoll.repository.config import DEFAULT_CHUNK_BYTES, create_config, open_config
 from atoll.repository.copying import CopiedDisk, ParentImage
 from atoll.repository.differences import differing_extents
 from atoll.repository.fetch import ChunkSource
+from atoll.repository.holds import (
+    HOLDS,
+    HoldLog,
+    forgetting,
+    refuse_held,
+    wait_for_forgetting,
+)
 from atoll.repository.images import BlobRecord, DiskRecord, name_of
+from atoll.repository.inspection import ByKey
 from atoll.repository.keys import KeySource
-from atoll.repository.local import LocalStore
+from atoll.repository.mirror import Kind, MirrorReport, kind_of, mirror
 from atoll.repository.packs import PACK_BYTES, PACKS, PackKeys
 from atoll.repository.pages import ChunkTable
+from atoll.repository.places import create_place, open_place
 from atoll.repository.points import PointLog, find_point
 from atoll.repository.presence import Presence
 from atoll.repository.prune import PrunePlan, Pruner, PruneReport
+from atoll.repository.reach import lost_extents
 from atoll.repository.reading import ImageReader
 from atoll.repository.reindex import rebuild_index
+from atoll.repository.repair import Repairer, RepairReport
+from atoll.repository.s3_access import S3Access
 from atoll.repository.session import Session
+from atoll.repository.slots import Keyring
 from atoll.repository.store import ObjectStore, own_objects
 from atoll.repository.verify import Verifier, VerifyReport
 
-_FOLDERS = ("keys/", "packs/", "index/", "points/", "evidence/", "holds/")
+_NO_ACCESS = S3Access()
+_FOLDERS = ("keys/", "packs/", "index/", "points/", "evidence/", "holds/", "lost/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +85,15 @@ class Repository:
         self, store: ObjectStore, source_of_key: KeySource, *, pack_bytes: int = PACK_BYTES
     ) -> None:
         """Open what is in `store`; see `open`."""
-        self._config, self._master = open_config(store, source_of_key)
+        self._config, self._master, slot = open_config(store, source_of_key)
+        self.keyring = Keyring(store, self._master, self._config.id, slot)
         self._store = store
         self._pack_bytes = pack_bytes
         self._codec = ChunkCodec(self._master)
         self._keys = PackKeys(self._master)
         self._source = ChunkSource(store, self._master, self._codec, self._keys)
         self._log = PointLog(store, self._master)
+        self._holds = HoldLog(store, self._master)
         self._session: Session | None = None
         self._reading: Presence | None = None
         self._readers: Counter[str] = Counter()
@@ -83,25 +101,32 @@ class Repository:
 
     @classmethod
     def create(
-        cls, location: str | Path, key: KeySource, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES
+        cls,
+        location: str | Path,
+        key: KeySource,
+        *,
+        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        label: str = "",
+        access: S3Access = _NO_ACCESS,
     ) -> Self:
         """Make a repository and open it; StorageConflictError if there is one already.
 
         A key file must exist (`keys.create_key_file` makes one). The chunk size,
-        a power of two, cannot be changed later.
+        a power of two, cannot be changed later. `label` is for the key's slot. `access`
+        is used where the location is a bucket.
         """
-        store = LocalStore.create(_directory(location))
-        create_config(store, key, chunk_bytes)
+        store = create_place(location, access)
+        create_config(store, key, chunk_bytes, label)
         return cls(store, key)
 
     @classmethod
-    def open(cls, location: str | Path, key: KeySource) -> Self:
+    def open(cls, location: str | Path, key: KeySource, *, access: S3Access = _NO_ACCESS) -> Self:
         """Open a repository.
 
         RepositoryUnreachableError if there is none, RepositoryKeyError if the key
         is not its, RepositoryDamagedError if its settings or key slots are broken.
         """
-        return cls(LocalStore.open(_directory(location)), key)
+        return cls(open_place(location, access), key)
 
     def close(self) -> None:
         """End the writing session, if any, and let go of the store. Twice is harmless."""
@@ -127,6 +152,11 @@ class Repository:
     def chunk_bytes(self) -> int:
         """The chunk size."""
         return self._config.chunk_bytes
+
+    @property
+    def id(self) -> str:
+        """32 hex digits that no other repository has, but copies of this one."""
+        return self._config.id
 
     @property
     def key_id(self) -> str:
@@ -162,7 +192,7 @@ class Repository:
         session = self._begin()
         image = None
         if parent is not None and extents is not None:
-            image = self._parent(session, parent)
+            image, extents = self._parent(session, parent, list(extents))
         copied = copying.copy_disk(
             session,
             self._codec,
@@ -214,6 +244,7 @@ class Repository:
             # Not `_begin` alone: a session that failed must say so here.
             session = self._session or self._begin()
             try:
+                session.confirm()  # else the index would list packs that a prune has removed
                 session.flush()
                 self._check_named(session, points)
                 if points:
@@ -294,15 +325,104 @@ class Repository:
         """What restore tests of a point saw, oldest first."""
         return self._log.evidence(point_id)
 
-    def verify(self, progress: Callable[[int], None] | None = None) -> VerifyReport:
+    def verify(
+        self,
+        progress: Callable[[int], None] | None = None,
+        *,
+        choose: Callable[[Mapping[str, int]], Collection[str]] | None = None,
+        checked: Callable[[str, bool], None] | None = None,
+    ) -> VerifyReport:
         """Read and check every object; `progress` is told the bytes checked since its last call.
 
-        They add up to `stats().stored_bytes` if nobody writes meanwhile.
+        They add up to `stats().stored_bytes` if nobody writes meanwhile. `choose` says which packs
+        to read of all and their sizes, `checked` is told of each whether it was whole.
         """
-        verifier = Verifier(
-            self._store, self._config, self._master, self._codec, self._keys, progress
+        return self._verifier(progress, choose, checked).run()
+
+    def _verifier(
+        self,
+        progress: Callable[[int], None] | None = None,
+        choose: Callable[[Mapping[str, int]], Collection[str]] | None = None,
+        checked: Callable[[str, bool], None] | None = None,
+    ) -> Verifier:
+        return Verifier(
+            self._store,
+            self._config,
+            self._master,
+            self._codec,
+            self._keys,
+            progress,
+            choose,
+            checked,
         )
-        return verifier.run()
+
+    def repair(
+        self,
+        other: "Repository | None" = None,
+        progress: Callable[[int], None] | None = None,
+        *,
+        choose: Callable[[Mapping[str, int]], Collection[str]] | None = None,
+        checked: Callable[[str, bool], None] | None = None,
+    ) -> RepairReport:
+        """Verify, and mend what is damaged; see `verify` for the arguments.
+
+        `other` is a copy of this repository that whole bytes are taken from; ConfigurationError if
+        its key is another. What stays lost is read again by the next backup of the same disk.
+        RunConflictError while another prunes or repairs.
+        """
+        if other is not None and other.key_id != self.key_id:
+            raise ConfigurationError(
+                f"{other.stats().location} is no copy of {self._store.location}, for its key is "
+                "another; name a repository that `atoll repo copy` made of this one."
+            )
+        with self._maintenance():
+            verifier = self._verifier(progress, choose, checked)
+            found = verifier.run()
+            repairer = Repairer(
+                self._store,
+                self._master,
+                self._codec,
+                self._keys,
+                self._source,
+                other._store if other is not None else None,
+                other._source.get if other is not None else None,
+                self._pack_bytes,
+            )
+            repairer.run(found, verifier.lost)
+            self._log = PointLog(self._store, self._master)
+            while True:
+                again = self._verifier(choose=lambda sizes: ())
+                remaining = again.run()
+                # What lies below a page that came back is known only now.
+                if not repairer.fetch(again.lost):
+                    break
+            repairer.finish(again.lost)
+            return RepairReport(
+                tuple(repairer.healed),
+                tuple(repairer.rewritten),
+                repairer.fetched,
+                len(repairer.lost),
+                tuple(repairer.left),
+                remaining,
+            )
+
+    def kind_of(self, place: ObjectStore) -> Kind:
+        """What lies at a place that this repository is to be copied to."""
+        return kind_of(self._store, place)
+
+    def mirror_to(
+        self,
+        place: ObjectStore,
+        *,
+        begin: Callable[[int], None] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> MirrorReport:
+        """Make a place the same repository as this, or have it hold what was added since.
+
+        All that is copied is opened and checked first; for the rest see `mirror`.
+        """
+        inspect = ByKey(self._master, self._codec, self._keys)
+        return mirror(self._store, place, inspect, begin=begin, progress=progress)
 
     def stats(self) -> RepositoryStats:
         """How much there is."""
@@ -324,11 +444,67 @@ class Repository:
     def forget(self, ids: Set[str]) -> list[RestorePoint]:
         """Remove restore points with their evidence; gives those that were there.
 
-        Their space comes back with the next `prune`. RunConflictError while another forgets or
-        prunes.
+        Their space comes back with the next `prune`. PointHeldError if one of them is on hold,
+        RunConflictError while another forgets or prunes; then nothing was removed.
         """
-        with self._maintenance():
-            return self._log.forget(ids)
+
+        def named(points: Sequence[RestorePoint], holds: Holds) -> Set[str]:
+            refuse_held(holds, [point for point in points if point.id in ids], time.time())
+            return ids
+
+        return self.forget_chosen(named)
+
+    def forget_chosen(
+        self, choose: Callable[[Sequence[RestorePoint], Holds], Set[str]]
+    ) -> list[RestorePoint]:
+        """The same for the points whose ids `choose` gives, of all points and holds there are.
+
+        Nobody else forgets meanwhile, and a hold that is set after `choose` was told of all others
+        is on a point that is still there, or tells so.
+        """
+        with self._maintenance(), forgetting(self._store) as session:
+            points = self._log.every_point()
+            ids = choose(points, self._holds.read())
+            session.confirm()
+            gone = self._log.forget(ids)
+            self._holds.remove_of(ids)
+            return gone
+
+    def hold(self, point_id: str, reason: str, until: float | None = None) -> PointHold:
+        """Have a point stay until a time, or until released, whoever wants to forget it.
+
+        UnknownPointError if there is no such point, or it was forgotten while this was done.
+        """
+        hold = self._holds.put(point_id, reason, until)
+        self._confirm_hold(hold)
+        return hold
+
+    def take_hold(self, hold: PointHold) -> bool:
+        """Set a hold that another repository has on the same point; False if it is set already.
+
+        UnknownPointError as for `hold`.
+        """
+        if not self._holds.take(hold):
+            return False
+        self._confirm_hold(hold)
+        return True
+
+    def _confirm_hold(self, hold: PointHold) -> None:
+        wait_for_forgetting(self._store)
+        if all(point.id != hold.point for point in self.points()):
+            self._holds.remove(hold.name)
+            raise UnknownPointError(
+                f"There is no restore point {hold.point} to hold, or it was just forgotten; list "
+                "the points."
+            )
+
+    def holds(self) -> Holds:
+        """All holds, also those whose time is over."""
+        return self._holds.read()
+
+    def release(self, hold: str) -> None:
+        """Remove a hold by its name, or by that of its damaged object. Twice is harmless."""
+        self._holds.remove(hold.removeprefix(HOLDS))
 
     def prune_plan(
         self, without: Set[str] = frozenset(), progress: Callable[[int], None] | None = None
@@ -433,12 +609,19 @@ class Repository:
         if reading is not None:
             reading.end()
 
-    def _parent(self, session: Session, image: DiskImage) -> ParentImage:
-        """The parent's table, once it is certain that no prune can take what it names."""
+    def _parent(
+        self, session: Session, image: DiskImage, extents: list[Extent]
+    ) -> tuple[ParentImage | None, list[Extent] | None]:
+        """The parent's table, certain to stay, and what is to be read: more where it lost something."""
         self._check_roots(session, [image.root])
         self._settle(image.root)
+        if session.lost:
+            again = lost_extents(image, self._source.get, session.lost, self._config.chunk_bytes)
+            if again is None:
+                return None, None
+            extents += again
         record = self._record(image)
-        return ParentImage(self._table(record), record.size_bytes)
+        return ParentImage(self._table(record), record.size_bytes), extents
 
     def _table(self, record: DiskRecord) -> ChunkTable:
         return ChunkTable(record.top, record.chunks, self._source.get)
@@ -471,12 +654,3 @@ class Repository:
                 f"Disk image or blob {min(unknown)[:16]!r} is neither of a committed restore point "
                 "nor stored since the last commit, so nothing was committed; copy it again."
             )
-
-
-def _directory(location: str | Path) -> Path:
-    if isinstance(location, str) and "://" in location:
-        scheme, _, path = location.partition("://")
-        if scheme != "file":
-            raise ConfigurationError(f"{location} is no place for a repository; give a directory.")
-        return Path(path)
-    return Path(location)

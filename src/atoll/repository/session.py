@@ -9,8 +9,9 @@ from typing import NamedTuple
 from atoll.model.errors import AtollError
 from atoll.repository.chunks import ChunkCodec, PackedChunk
 from atoll.repository.fetch import ChunkSource
-from atoll.repository.index import write_segment
+from atoll.repository.index import INDEX, write_segment
 from atoll.repository.keys import MasterKey
+from atoll.repository.lost import read_lost
 from atoll.repository.packs import (
     PACK_BYTES,
     PACKS,
@@ -74,6 +75,8 @@ class Session:
             self._gone = self._presence.marked | {
                 pack.name for pack in index.packs if whole.get(pack.name) != pack.size_bytes
             }
+            self.lost = read_lost(store, master, index)
+            """Chunks that images need and no pack holds; an increment reads them again."""
         except BaseException:
             self._presence.end()
             raise
@@ -123,6 +126,7 @@ class Session:
             self._writing.append(self._writer.submit(self._guarded, self._write_segment))
             while self._writing:
                 self._writing.popleft().result()
+            self._store.settle(INDEX)  # chunks found there may be of another who is not done
             self._check()
 
     def confirm(self) -> None:

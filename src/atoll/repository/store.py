@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
-from atoll.model.errors import RepositoryDamagedError
+from atoll.model.errors import RepositoryDamagedError, RunConflictError
 
 Buffer = bytes | bytearray | memoryview
 _OWN = re.compile(r"[0-9a-f]{32}")
@@ -13,6 +14,14 @@ _OWN = re.compile(r"[0-9a-f]{32}")
 
 class MissingObjectError(RepositoryDamagedError):
     """An object that was listed or referred to is not in the store."""
+
+
+class ObjectLockedError(RunConflictError):
+    """The store keeps an object until a time that is still to come, whoever asks to remove it."""
+
+    def __init__(self, message: str, until: datetime) -> None:
+        super().__init__(message)
+        self.until = until
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,10 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def replace(self, name: str, parts: Sequence[Buffer]) -> None:
+        """Write an object again that is not as it was written; readers see the old one or the new."""
+        ...
+
     def get(self, name: str) -> bytes:
         """The whole object; MissingObjectError if there is none."""
         ...
@@ -96,6 +109,14 @@ class ObjectStore(Protocol):
 
     def delete(self, name: str) -> None:
         """Remove an object; what is absent is removed already."""
+        ...
+
+    def settle(self, prefix: str) -> None:
+        """Make sure that what is, and what is no more, under a folder stays so after a power cut.
+
+        Another may be inside `put` or `delete`, or was killed there: others see what he did
+        before it is durable. Who lets something lasting rest on that settles it first.
+        """
         ...
 
     def temporaries(self) -> Sequence[ObjectInfo]:

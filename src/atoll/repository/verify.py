@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -10,10 +10,13 @@ from atoll.model.errors import RepositoryDamagedError
 from atoll.model.extents import Extent, merge
 from atoll.model.points import RestorePoint
 from atoll.repository.chunks import ChunkCodec
-from atoll.repository.config import CONFIG, KEYS, Config, damaged_copies
+from atoll.repository.config import CONFIG, Config, damaged_copies
+from atoll.repository.doubled import as_written
 from atoll.repository.fetch import ChunkSource
-from atoll.repository.index import INDEX, Index, Rows, entries
+from atoll.repository.holds import HOLDS, HoldLog
+from atoll.repository.index import INDEX, Index, read_segment
 from atoll.repository.keys import MasterKey
+from atoll.repository.lost import LOST
 from atoll.repository.packs import (
     PACKS,
     PackCheck,
@@ -23,10 +26,13 @@ from atoll.repository.packs import (
     object_name,
 )
 from atoll.repository.points import EVIDENCE, POINTS, PointLog
-from atoll.repository.reach import DamageSearch, spoiled
+from atoll.repository.reach import DamageSearch, Reach, spoiled
+from atoll.repository.sealing import halves
+from atoll.repository.slots import KEYS
 from atoll.repository.store import MissingObjectError, ObjectStore, own_objects
 
 _PACKS_AHEAD = 3  # each is held whole
+_Entries = tuple[PackEntry, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +60,15 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """`checked_chunks` were read, opened and hashed; `checked_bytes` is the size of all objects."""
+    """`checked_chunks` were read, opened and hashed; `checked_bytes` is the size of what was read.
+
+    `checked_packs` of `packs` were read; the rest of the repository always is.
+    """
 
     checked_chunks: int
     checked_bytes: int
+    checked_packs: int
+    packs: int
     damaged: tuple[Damage, ...]
 
 
@@ -84,7 +95,15 @@ class Verifier:
         codec: ChunkCodec,
         keys: PackKeys,
         progress: Callable[[int], None] | None,
+        choose: Callable[[Mapping[str, int]], Collection[str]] | None = None,
+        checked: Callable[[str, bool], None] | None = None,
     ) -> None:
+        """`choose` says which packs to read of all and their sizes, None all of them.
+
+        `checked` is told of each pack whether it was whole.
+        """
+        self._choose = choose
+        self._checked = checked
         self._store = store
         self._config = config
         self._master = master
@@ -96,27 +115,41 @@ class Verifier:
         self._findings: dict[str, _Finding] = {}
         self._blamed: dict[bytes, set[str]] = {}
         """Names that lie in a damaged object, and the objects."""
-        self._lost: set[bytes] = set()
-        self._chunks = 0
-        self._bytes = 0
+        self.lost: set[bytes] = set()
+        """Chunks that points need, or that lie in a damaged pack, and that cannot be read there."""
+        self._chunks = self._bytes = self._packs = self._checked_packs = 0
 
     def run(self) -> VerifyReport:
         """Check every object; raises only if the store does not answer."""
         self._check_settings({point.id for point in self._check_log()})
         index = self._source.refresh()
         self._count(sum(info.size_bytes for info in own_objects(self._store, INDEX)))
-        unindexed = self._check_packs(index.by_pack())
+        unindexed = self._check_packs(index)
         self._check_index(index, unindexed)
         # As they are now, with an index as new as that: some may have been forgotten meanwhile.
         points = self._log.points()
         self._source.refresh()
-        self._trace(points)
-        self._pass_over_forgotten({point.id for point in self._log.points()})
+        if self._blamed or not self._all_there(points):
+            self._trace(points)
+            self._pass_over_forgotten({point.id for point in self._log.points()})
         return VerifyReport(
             self._chunks,
             self._bytes,
+            self._checked_packs,
+            self._packs,
             tuple(_damage(name, self._findings[name]) for name in sorted(self._findings)),
         )
+
+    def _all_there(self, points: Iterable[RestorePoint]) -> bool:
+        """Whether the index lists all that points need and their pages can be read."""
+        disks = [disk for point in points for disk in point.disks]
+        try:
+            Reach(self._source.apart(), self._source.get).add(
+                {disk.root for disk in disks}, {disk.extent_map for disk in disks} - {""}
+            )
+        except RepositoryDamagedError:
+            return False
+        return True
 
     def _finding(self, name: str, detail: str) -> _Finding:
         finding = self._findings.setdefault(name, _Finding())
@@ -149,56 +182,94 @@ class Verifier:
             self._finding(name, why).points.update(
                 point for point in points if name.startswith(self._log.folder_of(point))
             )
-        for prefix in (POINTS, EVIDENCE):
+        self._check_doubled(HOLDS)
+        self._check_doubled(LOST)
+        for prefix in (POINTS, EVIDENCE, HOLDS, LOST):
             self._count(sum(info.size_bytes for info in own_objects(self._store, prefix)))
         return list(points.values())
+
+    def _check_doubled(self, prefix: str) -> None:
+        for info in list(own_objects(self._store, prefix)):
+            try:
+                copies = halves(self._store.get(info.name))
+            except MissingObjectError:
+                continue
+            bad = [copy for copy in copies if not as_written(self._master, info.name, copy)]
+            if bad:
+                self._finding(info.name, f"{len(bad)} of its 2 copies are not what was written")
 
     def _check_settings(self, everyone: set[str]) -> None:
         for name, detail in damaged_copies(self._store, self._master):
             self._finding(name, detail).points.update(everyone)
         self._count(len(self._store.get(CONFIG)))
         self._count(sum(info.size_bytes for info in own_objects(self._store, KEYS)))
+        for name, damaged, point in HoldLog(self._store, self._master).damaged_copies():
+            finding = self._finding(name, f"{damaged} of its 2 copies are not what was written")
+            finding.points.update(everyone & {point} if point else everyone)
+        self._count(sum(info.size_bytes for info in own_objects(self._store, HOLDS)))
 
-    def _check_packs(self, indexed: dict[str, Rows]) -> dict[str, tuple[PackEntry, ...]]:
-        """Read all packs; returns what those hold that the index does not list."""
+    def _check_packs(self, index: Index) -> dict[str, tuple[PackEntry, ...]]:
+        """Read the packs that were chosen; returns what those hold that the index does not list."""
         present = {
             info.name.rpartition("/")[2]: info.size_bytes
             for info in own_objects(self._store, PACKS)
         }
-        for pack in sorted(self._still_listed(indexed.keys() - present.keys())):
-            self._blame(object_name(pack), "it is missing", entries(indexed[pack]), lost=True)
+        chosen = frozenset(present if self._choose is None else self._choose(present))
+        self._packs = len(present)
         unindexed: dict[str, tuple[PackEntry, ...]] = {}
-        waiting: deque[tuple[str, Future[PackCheck | None]]] = deque()
+        waiting: deque[tuple[str, _Entries | None, Future[PackCheck | None]]] = deque()
 
         def take() -> None:
-            pack, future = waiting.popleft()
+            pack, listed, future = waiting.popleft()
             check = future.result()
             self._count(present[pack])
+            self._checked_packs += 1
             if check is None:
                 if self._still_listed({pack}):
-                    listed = entries(indexed[pack])
-                    self._blame(object_name(pack), "it is missing", listed, lost=True)
+                    self._blame(object_name(pack), "it is missing", listed or (), lost=True)
                 return
             self._chunks += len(check.entries)
-            if pack not in indexed:
+            if listed is None:
                 unindexed[pack] = check.entries
+            if self._checked is not None:
+                self._checked(pack, not check.problems)
             if not check.problems:
                 return
             only_chunks = len(check.problems) == 1 and check.lost
             touched = check.lost if only_chunks else check.entries
-            name = object_name(pack)
-            self._blame(name, "; ".join(check.problems), touched, lost=False)
-            self._lost.update(entry.name for entry in check.lost)
+            self._blame(object_name(pack), "; ".join(check.problems), touched, lost=False)
+            self.lost.update(entry.name for entry in check.lost)
 
+        missing: dict[str, _Entries] = {}
         with ThreadPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
-            for pack in sorted(present):
-                listed = entries(indexed[pack]) if pack in indexed else None
-                waiting.append((pack, pool.submit(self._check_pack, pack, listed)))
-                if len(waiting) > _PACKS_AHEAD:
-                    take()
+            for pack, listed in self._listed(index, present.keys()):
+                if pack not in present:
+                    missing[pack] = listed or ()
+                elif pack in chosen:
+                    future = pool.submit(self._check_pack, pack, listed)
+                    waiting.append((pack, listed, future))
+                    if len(waiting) > _PACKS_AHEAD:
+                        take()
             while waiting:
                 take()
+        for pack in sorted(self._still_listed(missing.keys())):
+            self._blame(object_name(pack), "it is missing", missing[pack], lost=True)
         return unindexed
+
+    def _listed(self, index: Index, present: Set[str]) -> Iterator[tuple[str, _Entries | None]]:
+        """Each pack with what a segment says of it, segment by segment; those none lists last."""
+        seen: set[str] = set()
+        for segment in sorted(index.segments):
+            try:
+                packs = read_segment(self._store, self._master, segment)
+            except MissingObjectError:
+                continue  # a prune wrote it anew; its packs count as not listed here
+            for pack in packs:
+                if pack.name not in seen:
+                    seen.add(pack.name)
+                    yield pack.name, pack.entries
+        for name in sorted(present - seen):
+            yield name, None
 
     def _check_pack(self, pack: str, indexed: tuple[PackEntry, ...] | None) -> PackCheck | None:
         try:
@@ -216,7 +287,7 @@ class Verifier:
         for entry in touched:
             self._blamed.setdefault(entry.name, set()).add(name)
             if lost:
-                self._lost.add(entry.name)
+                self.lost.add(entry.name)
 
     def _check_index(self, index: Index, unindexed: dict[str, tuple[PackEntry, ...]]) -> None:
         """Name segments that are damaged or gone by the packs that no segment lists."""
@@ -243,14 +314,14 @@ class Verifier:
                     if objects is None:
                         objects = {PACKS}
                         self._finding(PACKS, "packs are missing that no index segment lists")
-                        self._lost.add(touch.name)
+                        self.lost.add(touch.name)
                     for name in objects:
                         if name == INDEX:
                             self._finding(INDEX, "no segment lists packs that points need")
                         finding = self._findings[name]
                         finding.points.add(point.id)
                         extent = spoiled(touch, self._config.chunk_bytes, disk.size_bytes)
-                        if extent is not None and touch.name in self._lost:
+                        if extent is not None and touch.name in self.lost:
                             finding.lost.setdefault((point.id, disk.label), []).append(extent)
 
     def _pass_over_forgotten(self, there: Set[str]) -> None:

@@ -8,6 +8,7 @@ from atoll.director.policy import HoldPolicy
 from atoll.guests.authority import Authority
 from atoll.guests.interface import GuestAgent
 from atoll.model.limits import Limits
+from atoll.model.retention import Retention
 from atoll.repository.repository import Repository
 from atoll.service.journal import Journal
 from atoll.service.pins import Pins
@@ -47,6 +48,9 @@ class Site:
     pins: Callable[[], Pins]
     slots: Callable[[], Slots]
     limits: Limits
+    retention: Retention
+    lock_days: int | None
+    """For how long the repository's store lets nobody remove what is written; None if it does."""
     hold: HoldPolicy
     island: IslandPlace | None
     work_directory: Path

@@ -14,7 +14,14 @@ ZERO = bytes(32)
 
 
 class Stranger:
-    def __init__(self, root: Path, *, passphrase: str = "", key_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        passphrase: str = "",
+        key_file: Path | None = None,
+        recovery_key: str = "",
+    ) -> None:
         self.root = root
         line, tag = self.block(root / "config").rsplit(b"|", 1)
         self.config = json.loads(line)
@@ -22,9 +29,9 @@ class Stranger:
         self.master = b""
         for path in (root / "keys").iterdir():
             slot = json.loads(self.block(path))
-            wanted = "file" if key_file else "passphrase"
+            wanted = "file" if key_file else "recovery" if recovery_key else "passphrase"
             if slot["repository"] == self.config["id"] and slot["kind"] == wanted:
-                self.master = self.unwrap(slot, passphrase, key_file)
+                self.master = self.unwrap(slot, passphrase, key_file, recovery_key)
         assert self.derive("key id")[:8].hex() == self.config["key"]
         assert blake3(line, key=self.derive("config")).hexdigest().encode() == tag
         self.places: dict[bytes, tuple[str, int, int, int, int, int]] = {}
@@ -40,19 +47,33 @@ class Stranger:
         return line
 
     @staticmethod
-    def unwrap(slot: dict, passphrase: str, key_file: Path | None) -> bytes:
+    def unwrap(slot: dict, passphrase: str, key_file: Path | None, recovery_key: str) -> bytes:
         salt = bytes.fromhex(slot["salt"])
         if key_file:
             secret = bytes.fromhex(key_file.read_text().strip().split(":")[1])
             context = "atoll repository v1 key file"
             key = blake3(secret + salt, derive_key_context=context).digest()
+        elif recovery_key:
+            context = "atoll repository v1 recovery key"
+            secret = Stranger.typed(recovery_key)
+            key = blake3(secret + salt, derive_key_context=context).digest()
         else:
             text = unicodedata.normalize("NFC", passphrase).encode()
             costs = (slot["passes"], slot["memory_kib"], slot["lanes"])
             key = hash_secret_raw(text, salt, *costs, 32, Type.ID, 0x13)
-        names = ("repository", "key", "kind", "salt", "memory_kib", "passes", "lanes")
-        bound = "|".join(["atoll key slot v1", *(str(slot[name]) for name in names)])
+        names = ["repository", "key", "kind", "salt", "memory_kib", "passes", "lanes"]
+        version = slot.get("version", 1)
+        if version == 2:
+            names += ["created_at", "label"]
+        bound = "|".join([f"atoll key slot v{version}", *(str(slot[name]) for name in names)])
         return AESGCM(key).decrypt(bytes(12), bytes.fromhex(slot["wrapped"]), bound.encode())
+
+    @staticmethod
+    def typed(recovery_key: str) -> bytes:
+        digits = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+        groups = recovery_key.split("-")
+        bits = ["".join(f"{digits.index(digit):05b}" for digit in group) for group in groups]
+        return b"".join(int(group[:32], 2).to_bytes(4, "big") for group in bits)
 
     def derive(self, purpose: str, salt: bytes = b"") -> bytes:
         context = "atoll repository v1 " + purpose

@@ -16,7 +16,7 @@ def _listing(number: int, names: list[bytes]) -> PackListing:
 
 
 def _name(number: int) -> bytes:
-    return (number * 2654435761 % 2**64).to_bytes(8, "big") + number.to_bytes(24, "big")
+    return (number * 0x9E3779B97F4A7C15 % 2**64).to_bytes(8, "big") + number.to_bytes(24, "big")
 
 
 def test_what_was_added_is_found_and_nothing_else() -> None:

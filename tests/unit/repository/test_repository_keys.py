@@ -1,15 +1,22 @@
-"""Keys: wrapping, refusing, and deriving by purpose."""
+"""Keys: sources, recovery keys and their typing mistakes, deriving by purpose."""
 
-import json
+import random
 import stat
 from pathlib import Path
 
 import pytest
 
-from atoll.model.errors import RepositoryDamagedError, RepositoryKeyError
-from atoll.repository.keys import Argon2Cost, KeyFile, MasterKey, Passphrase, create_key_file
+from atoll.model.errors import RepositoryKeyError
+from atoll.repository.keys import (
+    KeyFile,
+    MasterKey,
+    Passphrase,
+    RecoveryKey,
+    create_key_file,
+)
+from atoll.repository.recovery_key import understood, written
 
-CHEAP = Argon2Cost(memory_kib=64, passes=1, lanes=1)
+DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 def test_a_key_file_is_private_and_never_replaced(tmp_path: Path) -> None:
@@ -30,34 +37,6 @@ def test_other_files_are_no_key_files(tmp_path: Path, content: str) -> None:
         KeyFile(path).secret()
 
 
-def test_a_passphrase_unwraps_what_it_wrapped_and_another_does_not() -> None:
-    master = MasterKey.generate()
-    slot = master.wrapped(Passphrase("caf\u00e9 ole", CHEAP), "repo")
-    again = MasterKey.unwrapped(Passphrase("cafe\u0301 ole"), "repo", slot)  # the other spelling
-    assert again is not None
-    assert again.key_id == master.key_id
-    assert MasterKey.unwrapped(Passphrase("cafe ole"), "repo", slot) is None
-    assert MasterKey.unwrapped(Passphrase("caf\u00e9 ole"), "other repo", slot) is None
-
-
-@pytest.mark.parametrize("field", ["memory_kib", "passes", "lanes", "key", "salt"])
-def test_what_stands_beside_the_wrapped_key_is_sealed_too(field: str) -> None:
-    slot = json.loads(MasterKey.generate().wrapped(Passphrase("p", CHEAP), "repo"))
-    slot[field] = slot[field] * 2 if isinstance(slot[field], int) else "00" * 16
-    assert MasterKey.unwrapped(Passphrase("p"), "repo", json.dumps(slot).encode()) is None
-
-
-def test_a_forged_cost_is_not_paid() -> None:
-    slot = json.loads(MasterKey.generate().wrapped(Passphrase("p", CHEAP), "repo"))
-    slot["memory_kib"] = 1 << 40
-    assert MasterKey.unwrapped(Passphrase("p"), "repo", json.dumps(slot).encode()) is None
-
-
-def test_a_slot_without_its_fields_is_damage() -> None:
-    with pytest.raises(RepositoryDamagedError):
-        MasterKey.unwrapped(Passphrase("p"), "repo", b"{}")
-
-
 def test_purposes_and_salts_give_different_keys() -> None:
     master = MasterKey(bytes(32))
     derived = {
@@ -70,5 +49,49 @@ def test_purposes_and_salts_give_different_keys() -> None:
     assert len(derived) == 5
 
 
-def test_the_passphrase_is_not_shown() -> None:
-    assert "secret words" not in repr(Passphrase("secret words"))
+@pytest.mark.parametrize("source", [Passphrase("secret words"), RecoveryKey("secret words")])
+def test_secrets_are_not_shown(source: Passphrase | RecoveryKey) -> None:
+    assert "secret words" not in repr(source)
+
+
+def test_a_recovery_key_is_read_as_people_type_it() -> None:
+    secret = random.Random(1).randbytes(32)
+    text = written(secret)
+    assert [len(group) for group in text.split("-")] == [8] * 8
+    assert set(text) <= {*DIGITS, "-"}
+    sloppy = text.lower().replace("-", "\n ").replace("0", "o").replace("1", "l")
+    assert understood(text) == understood(sloppy) == secret
+
+
+def test_what_a_recovery_key_looks_like_is_fixed() -> None:
+    fixed = "000G40TY-0G2GC1YZ-104GM2R3-1G6GW3YT-208H44Z4-2GAHC5V5-30CHM6XS-3GEHW7YG"
+    assert written(bytes(range(32))) == fixed
+    assert understood(fixed) == bytes(range(32))
+
+
+def test_every_wrong_character_is_told_with_its_group() -> None:
+    right = written(random.Random(2).randbytes(32)).replace("-", "")
+    for at, true in enumerate(right):
+        for wrong in DIGITS:
+            if wrong == true:
+                continue
+            with pytest.raises(RepositoryKeyError) as told:
+                understood(right[:at] + wrong + right[at + 1 :])
+            assert f"Group {at // 8 + 1} " in str(told.value)
+
+
+def test_swapped_groups_are_told() -> None:
+    groups = written(random.Random(3).randbytes(32)).split("-")
+    for first in range(8):
+        for second in range(first + 1, 8):
+            swapped = list(groups)
+            swapped[first], swapped[second] = groups[second], groups[first]
+            with pytest.raises(RepositoryKeyError, match=f"Group {first + 1} "):
+                understood("-".join(swapped))
+
+
+@pytest.mark.parametrize("text", ["", "short", "U" * 64, "é" * 64])
+def test_what_is_no_recovery_key_is_told_without_repeating_it(text: str) -> None:
+    with pytest.raises(RepositoryKeyError) as told:
+        RecoveryKey(text).secret()
+    assert not text or text not in str(told.value)
