@@ -36,7 +36,7 @@ _KEYS = {
         "mgr": f"profile rbd pool={POOL}",
     },
 }
-_PROMPT = {
+PROMPT = {
     "paxos propose interval": "0.02",
     "paxos min wait": "0.005",
     "osd client watch timeout": "12",
@@ -76,6 +76,15 @@ class MiniCluster:
     def rbd(self, *command: str) -> str:
         """Run `rbd` as the cluster's admin; what it says."""
         return _run("rbd", *command, conf=self.conf)
+
+    def run(self, *command: str) -> str:
+        """Run another of Ceph's programs; what it says."""
+        return _run(*command, conf=self.conf)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What tells Ceph's programs of this cluster."""
+        return _environment(self.conf)
 
     def start(self) -> None:
         """Start every daemon that `kill` ended, and wait until the pool can be used."""
@@ -153,7 +162,7 @@ def mini_cluster(
     *,
     osds: int = 1,
     osd_bytes: int = 8 << 30,
-    settings: Mapping[str, str] = _PROMPT,
+    settings: Mapping[str, str] = PROMPT,
 ) -> Iterator[MiniCluster]:
     """A cluster with its data in sparse files under `directory`, gone afterwards.
 
@@ -182,7 +191,7 @@ def _prepare(cluster: MiniCluster, osd_bytes: int, settings: Mapping[str, str]) 
     directory, fsid = cluster.directory, str(uuid4())
     for part in ("mon", "mgr", "run", "log"):
         (directory / part).mkdir()
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     lines = {
         "fsid": fsid,
         "mon host": f"[v2:{address}]",
@@ -262,7 +271,8 @@ def _make_pool(cluster: MiniCluster) -> None:
     cluster.ask("osd", "pool", "application", "enable", cluster.pool, "rbd")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -47,7 +47,7 @@ def test_wrong_keys_and_places_are_told_apart(
     with pytest.raises(RepositoryUnreachableError):
         Repository.open(tmp_path / "nowhere", key)
     with pytest.raises(ConfigurationError):
-        Repository.open("s3://bucket", key)
+        Repository.open("ftp://server/backups", key)
     with pytest.raises(ConfigurationError):
         Repository.create(tmp_path / "odd", key, chunk_bytes=5000)
 
