@@ -24,6 +24,7 @@ _SAYS = {
     "retire": "retiring old snapshots",
     "restore": "restoring",
     "verify": "reading and checking",
+    "repair": "reading what is damaged and mending it",
     "look": "looking for what is missing",
     "mirror": "mirroring",
     "reach": "seeing what restore points need",
@@ -52,7 +53,9 @@ class _Moved(ProgressColumn):
 class LiveProgress:
     """A model Progress that draws on standard error; a plain line a stage when that is no terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole: str = "group") -> None:
+        """`whole` names what is worked on where no VM is named."""
+        self._whole = whole
         self._lock = threading.Lock()
         self._live = err.is_terminal
         self._bars = Progress(
@@ -91,7 +94,7 @@ class LiveProgress:
             if self._live:
                 self._draw(vm, said, total_bytes)
             else:
-                sys.stderr.write(printable(f"{vm or 'group'}: {said}\n"))
+                sys.stderr.write(printable(f"{vm or self._whole}: {said}\n"))
 
     def advance(self, vm: str, done_bytes: int) -> None:
         """Fill the VM's bar."""
@@ -114,7 +117,9 @@ class LiveProgress:
 
     def _draw(self, vm: str, said: str, total_bytes: int) -> None:
         if vm not in self._tasks:
-            self._tasks[vm] = self._bars.add_task(said, vm=vm or "group", total=None, moves=False)
+            self._tasks[vm] = self._bars.add_task(
+                said, vm=vm or self._whole, total=None, moves=False
+            )
         task = self._tasks[vm]
         if said == _SAYS["done"]:
             self._bars.update(task, description=said, total=1, completed=1, moves=False)
@@ -125,6 +130,6 @@ class LiveProgress:
                 total=total_bytes or None,
                 completed=0,
                 # A reset forgets every field that it is not given.
-                vm=vm or "group",
+                vm=vm or self._whole,
                 moves=bool(total_bytes),
             )

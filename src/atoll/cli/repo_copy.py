@@ -44,7 +44,7 @@ def copy(
     copied = _copying(without_key=without_key)
     reports: list[CopyReport] = []
     problems: list[AtollError] = []
-    with LiveProgress() as progress:
+    with LiveProgress("repository") as progress:
         for place in places:
             progress.note("", f"Copying to {place.name}")
             try:

@@ -26,7 +26,7 @@ def prune(
 ) -> None:
     """Forget the restore points that [retention] lets go of, and give back what nobody needs."""
     site = context.site()
-    with LiveProgress() as progress:
+    with LiveProgress("repository") as progress:
         advance = _counting(progress)
         progress.stage("", "reach" if dry_run else "forget")
         if dry_run:

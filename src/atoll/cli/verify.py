@@ -7,14 +7,16 @@ from typing import Annotated
 import typer
 
 from atoll.cli import context
-from atoll.cli.output import as_json, err, moment, out
+from atoll.cli.output import as_json, err, moment, out, printable, size, table
 from atoll.cli.progress import LiveProgress
 from atoll.model.errors import ConfigurationError, RepositoryDamagedError
-from atoll.repository.repository import Repository
+from atoll.model.extents import Extent, total_bytes
 from atoll.repository.verify import VerifyReport
 from atoll.service import checking
+from atoll.service.site import Site
 from atoll.wiring import open_copy
 
+_FILES_SHOWN = 20
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -38,8 +40,7 @@ def verify(
             "--days and --resume do not go together: a share always goes on where the last one ended."
         )
     site = context.site()
-    repository = site.repository()
-    with LiveProgress() as progress:
+    with LiveProgress("repository") as progress:
         checked = checking.check(
             site,
             lambda total: progress.stage("", "verify", total),
@@ -50,9 +51,10 @@ def verify(
         progress.stage("", "done")
     report = checked.report
     if json:
-        as_json({**asdict(report), "all_since": checked.all_since})
+        files = checking.touched_files(site, report)
+        as_json({**asdict(report), "all_since": checked.all_since, "files": files})
     else:
-        _show(repository, report)
+        _show(site, report)
         if not report.damaged:
             out.print(f"All {report.checked_chunks} chunks that were read are what was written.")
         if days is not None:
@@ -69,7 +71,7 @@ def repair(
     other: Annotated[
         str | None,
         typer.Option(
-            "--from", help="Location of a copy of this repository, to take whole bytes from."
+            "--from", help="A copy of this repository (its name in the settings, or place) to take whole bytes from."
         ),
     ] = None,
     everything: Annotated[
@@ -82,8 +84,7 @@ def repair(
 ) -> None:
     """Mend what `atoll verify` found: from second copies, from another repository, or by the next backup."""
     site = context.site()
-    repository = site.repository()
-    with ExitStack() as stack, LiveProgress() as progress:
+    with ExitStack() as stack, LiveProgress("repository") as progress:
         copy = stack.enter_context(open_copy(context.chosen(), other)) if other else None
         progress.stage("", "repair")
         report = checking.mend(
@@ -105,17 +106,43 @@ def repair(
                 "what they still hold of it.",
                 style="red",
             )
-        _show(repository, report.remaining)
+        _show(site, report.remaining)
         if not (report.healed or report.rewritten or report.remaining.damaged):
             out.print("Nothing that was read is damaged.")
     _refuse(report.remaining, "back up the VMs named above, or name a copy with --from")
 
 
-def _show(repository: Repository, report: VerifyReport) -> None:
-    names = {point.id: f"{point.vm}@{point.run}" for point in repository.points()}
+def _show(site: Site, report: VerifyReport) -> None:
+    points = {point.id: point for point in site.repository().points()}
+
+    def name(point: str) -> str:
+        return f"{points[point].vm}@{points[point].run}" if point in points else point
+
     for damage in report.damaged:
-        touched = ", ".join(names.get(each, each) for each in damage.points) or "no restore point"
+        touched = ", ".join(map(name, damage.points)) or "no restore point"
         err.print(f"{damage.object}: {damage.detail}; touches {touched}", style="red")
+    lost: dict[tuple[str, str], list[Extent]] = {}
+    for damage in report.damaged:
+        for each in damage.ranges:
+            lost.setdefault((each.point, each.disk), []).append(each.extent)
+    if not lost:
+        return
+    table(
+        ["restore point", "disk", ">lost", "first at byte"],
+        [
+            (name(point), disk, size(total_bytes(extents)), str(min(extents).offset))
+            for (point, disk), extents in sorted(lost.items())
+        ],
+    )
+    for point, found in checking.touched_files(site, report).items():
+        for file in found.files[:_FILES_SHOWN]:
+            err.print(f"{name(point)}: lost bytes in {printable(file)}", style="red")
+        if len(found.files) > _FILES_SHOWN:
+            err.print(f"{name(point)}: and in {len(found.files) - _FILES_SHOWN} more files.")
+        for why in found.unread:
+            err.print(f"{name(point)}: {printable(why)}", style="red")
+        if not found.files and not found.unread:
+            err.print(f"{name(point)}: no file that Atoll can read lies on them.")
 
 
 def _refuse(report: VerifyReport, advice: str) -> None:

@@ -1,8 +1,13 @@
 """Reading the repository back: all of it, where it was cut short, or a share a day."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
+from atoll.model.errors import RepositoryDamagedError
+from atoll.model.extents import Extent
+from atoll.model.readers import BlockReader
+from atoll.recovery.damaged_files import DamagedFiles, damaged_files
 from atoll.repository.checked import CheckLog
 from atoll.repository.repair import RepairReport
 from atoll.repository.repository import Repository
@@ -47,6 +52,29 @@ def check(
     return Checked(report, log.oldest(every))
 
 
+def touched_files(site: Site, report: VerifyReport) -> dict[str, DamagedFiles]:
+    """By point, the files on lost bytes; of each VM only of its newest point that has lost some."""
+    repository = site.repository()
+    lost: dict[str, dict[str, list[Extent]]] = {}
+    for damage in report.damaged:
+        for each in damage.ranges:
+            lost.setdefault(each.point, {}).setdefault(each.disk, []).append(each.extent)
+    newest = {point.instance_uuid: point for point in repository.points() if point.id in lost}
+    found = {}
+    for point in newest.values():
+        with ExitStack() as stack:
+            disks: list[tuple[str, BlockReader]] = []
+            try:
+                for image in point.disks:
+                    reader = repository.open_disk(image)
+                    stack.callback(reader.close)
+                    disks.append((image.label, reader))
+                found[point.id] = damaged_files(disks, lost[point.id])
+            except RepositoryDamagedError as error:
+                found[point.id] = DamagedFiles((), (str(error),))
+    return found
+
+
 def mend(
     site: Site,
     other: Repository | None,
@@ -67,5 +95,7 @@ def mend(
 
 def check_log(site: Site) -> CheckLog:
     """This machine's record of when it read which pack of the site's repository."""
-    name = f"verified-{site.repository().id}.sqlite"
+    # A mirror has the repository's id, and being whole in one place says nothing of the other.
+    place = f"-{site.copy}" if site.copy else ""
+    name = f"verified-{site.repository().id}{place}.sqlite"
     return CheckLog(site.work_directory.parent / name)

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from atoll.repository.local import LocalStore
 from atoll.repository.repository import Repository
 from repository_parts import CHUNK, CountingStore, Interposed, MemoryDisk, image, noise, point
 
+STRIDES = [pytest.param(1, marks=pytest.mark.soak), 5]
+"""Every moment, or each fifth of them."""
 COMMON = noise(1, 20 * CHUNK)
 PACK = 64 << 10
 """Small, so that a few chunks fill one."""
@@ -315,14 +318,18 @@ def test_an_unreadable_mark_is_dropped(repository: Repository, place: Path) -> N
     whole(repository, p1=COMMON)
 
 
+@pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_prune_cut_short_anywhere_harms_nothing_and_is_finished_by_the_next(
-    repository: Repository, place: Path, key: KeyFile, when: str, opened: Callable[[], Repository]
+    repository: Repository,
+    place: Path,
+    key: KeyFile,
+    when: str,
+    stride: int,
+    opened: Callable[[], Repository],
 ) -> None:
     waste, kept, more = noise(2, 30 * CHUNK), noise(3, 9 * CHUNK), noise(4, 30 * CHUNK)
-    number = fired = 0
-    while fired == number:
-        number += 1
+    for number in count(1, stride):
         with opened() as writer:
             commit(writer, "p1", waste + kept)
             disk = image(writer.copy_disk(MemoryDisk(more)))
@@ -335,7 +342,6 @@ def test_a_prune_cut_short_anywhere_harms_nothing_and_is_finished_by_the_next(
                 pruner.prune()
         except RepositoryUnreachableError:
             assert store.fired
-        fired += store.fired
         with opened() as after:
             for made in after.points():
                 expected = {"p1": waste + kept, "p2": kept}.get(made.id, more)
@@ -349,18 +355,19 @@ def test_a_prune_cut_short_anywhere_harms_nothing_and_is_finished_by_the_next(
             after.forget({"p2"})
             after.prune()
             assert packs(place) == 0
+        if not store.fired:
+            break
     assert number > 12, "every change was cut off, and the last time none was left to be"
 
 
+@pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("increment", [False, True])
 def test_a_prune_at_any_moment_of_a_writer(
-    place: Path, key: KeyFile, opened: Callable[[], Repository], increment: bool
+    place: Path, key: KeyFile, opened: Callable[[], Repository], increment: bool, stride: int
 ) -> None:
     old = noise(5, 30 * CHUNK)
     new = noise(6, CHUNK) + old[CHUNK:]
-    at = fired = 0
-    while fired == at:
-        at += 1
+    for at in count(1, stride):
         with opened() as keeper:
             parent = commit(keeper, "p1", old)
 
@@ -386,23 +393,23 @@ def test_a_prune_at_any_moment_of_a_writer(
                 commit(keeper, "p2", new)
             else:
                 writer.close()
-            fired += store.fired
             keeper.forget({"p1"})
             keeper.prune()
             whole(keeper, p2=new)
             keeper.forget({"p2"})
             keeper.prune()
             assert packs(place) == 0
+        if not store.fired:
+            break
     assert at > 15
 
 
+@pytest.mark.parametrize("stride", STRIDES)
 def test_a_writer_at_any_moment_of_a_prune(
-    place: Path, key: KeyFile, opened: Callable[[], Repository]
+    place: Path, key: KeyFile, opened: Callable[[], Repository], stride: int
 ) -> None:
     old, other = noise(5, 30 * CHUNK), noise(7, 20 * CHUNK)
-    at = fired = 0
-    while fired == at:
-        at += 1
+    for at in count(1, stride):
         with opened() as keeper:
             commit(keeper, "p1", old + other)
             commit(keeper, "p2", other)
@@ -420,7 +427,6 @@ def test_a_writer_at_any_moment_of_a_prune(
             store = Interposed(LocalStore.open(place), at, write)
             with Repository(store, key, pack_bytes=PACK) as pruner:  # type: ignore[arg-type]
                 pruner.prune()
-            fired += store.fired
             if not store.fired:
                 write()
             expected = {"p2": other, "p3": old[: 20 * CHUNK], "p4": old}
@@ -430,16 +436,17 @@ def test_a_writer_at_any_moment_of_a_prune(
             keeper.forget({"p2", "p3", "p4"})
             keeper.prune()
             assert packs(place) == 0
+        if not store.fired:
+            break
     assert at > 20
 
 
+@pytest.mark.parametrize("stride", STRIDES)
 def test_a_verify_beside_a_prune_finds_no_damage(
-    place: Path, key: KeyFile, opened: Callable[[], Repository]
+    place: Path, key: KeyFile, opened: Callable[[], Repository], stride: int
 ) -> None:
     waste, kept = noise(2, 30 * CHUNK), noise(3, 9 * CHUNK)
-    at = fired = 0
-    while fired == at:
-        at += 1
+    for at in count(1, stride):
         with opened() as keeper:
             commit(keeper, "p1", waste + kept)
             commit(keeper, "p2", kept)
@@ -452,8 +459,9 @@ def test_a_verify_beside_a_prune_finds_no_damage(
             store = Interposed(LocalStore.open(place), at, forget_and_prune)
             with Repository(store, key, pack_bytes=PACK) as verifier:  # type: ignore[arg-type]
                 assert verifier.verify().damaged == ()
-            fired += store.fired
             keeper.forget({"p1", "p2"})
             keeper.prune()
             assert packs(place) == 0
+        if not store.fired:
+            break
     assert at > 20
