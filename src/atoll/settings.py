@@ -23,6 +23,7 @@ from atoll.director.policy import LEASE_MARGIN_SECONDS, lease_shortfall
 from atoll.model.errors import ConfigurationError
 from atoll.model.limits import DEFAULTS
 from atoll.model.retention import Keep, Retention, VmRule
+from atoll.repository.chunks import DEFAULT_LEVEL
 from atoll.repository.s3_access import SCHEME, LockMode, S3Access
 
 Section = TypeVar("Section")
@@ -114,6 +115,8 @@ class RepositorySection(_Section):
     location: str
     key_file: Path | None = None
     passphrase_file: Path | None = None
+    compression: int = Field(default=DEFAULT_LEVEL, ge=1, le=19)
+    append_only: bool = False
     # For buckets; see atoll.repository.s3_access.
     endpoint: str | None = None
     region: str | None = None
@@ -277,7 +280,7 @@ class IslandSection(_Section):
 
 
 class LimitsSection(_Section):
-    """How much is done at once, by all commands on this machine together."""
+    """How much is done at once, by all commands on this machine together, and how fast by each."""
 
     host_tasks: int = Field(default=DEFAULTS.host_tasks, ge=1, le=64)
     host_luns: int = Field(default=DEFAULTS.host_luns, ge=1, le=1024)
@@ -285,6 +288,11 @@ class LimitsSection(_Section):
     datastore_disks: int = Field(default=DEFAULTS.datastore_disks, ge=1, le=1024)
     proxy_disks: int = Field(default=DEFAULTS.proxy_disks, ge=1, le=1024)
     proxy_served: int = Field(default=DEFAULTS.proxy_served, ge=1, le=1024)
+    read_mib_per_second: float = Field(default=DEFAULTS.read_mib_per_second, ge=0, le=1e6)
+    read_operations_per_second: float = Field(
+        default=DEFAULTS.read_operations_per_second, ge=0, le=1e6
+    )
+    write_mib_per_second: float = Field(default=DEFAULTS.write_mib_per_second, ge=0, le=1e6)
 
 
 class Settings(_Section):
@@ -319,8 +327,10 @@ class Settings(_Section):
         for copy in self.copies:
             if copy.name == name:
                 return copy
-        known = ", ".join(copy.name for copy in self.copies) or "none at all"
-        raise ConfigurationError(f"The settings have no copy {name!r} in [[copies]], only {known}.")
+        known = ", ".join(copy.name for copy in self.copies) or "none"
+        raise ConfigurationError(
+            f"The settings have no copy {name!r}; in [[copies]] there is {known}."
+        )
 
     def at_copy(self, name: str) -> Self:
         """The same site with a copy in the place of its repository; a mirror has its key too."""

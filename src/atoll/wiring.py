@@ -18,6 +18,7 @@ from atoll.guests.registry import AgentRegistry
 from atoll.guests.renewal import renew_due
 from atoll.model.errors import ConfigurationError, StorageUnreachableError
 from atoll.model.limits import Limits
+from atoll.repository.append_only import AppendOnlyStore
 from atoll.repository.keys import (
     KeyFile,
     KeySource,
@@ -25,17 +26,20 @@ from atoll.repository.keys import (
     RecoveryKey,
     create_key_file,
 )
+from atoll.repository.pacing import Pace, paced_reader, paced_store
 from atoll.repository.places import create_place, open_place
 from atoll.repository.repository import Repository
 from atoll.repository.store import ObjectStore
 from atoll.service.copying import CopyPlace
 from atoll.service.identity import site_identity
 from atoll.service.journal import Journal
+from atoll.service.keys import check_passphrase
 from atoll.service.pins import Pins
 from atoll.service.site import IslandPlace, Site
 from atoll.service.slots import Slots
 from atoll.settings import (
     CopySection,
+    LimitsSection,
     RepositorySection,
     Settings,
     StorageSection,
@@ -55,6 +59,7 @@ from atoll.vsphere.client import VCenter
 from atoll.vsphere.settings import VCenterSettings
 
 _RECORDS = "records.sqlite"
+_NO_LIMITS = LimitsSection()
 _PASSPHRASE, _RECOVERY_KEY = "ATOLL_PASSPHRASE", "ATOLL_RECOVERY_KEY"
 
 
@@ -109,6 +114,7 @@ def open_site(
         island=_island(settings),
         work_directory=settings.director.state_directory / "work",
         close=opened.close,
+        copy=copy,
     )
     return site
 
@@ -125,10 +131,10 @@ def _island(settings: Settings) -> IslandPlace | None:
 
 def open_engine(settings: Settings) -> StorageEngine:
     """The site's storage: its one system, or all of them as one."""
-    return as_one([open_system(system) for system in settings.storage])
+    return as_one([open_system(system, settings.limits) for system in settings.storage])
 
 
-def open_system(system: StorageSection) -> ManagedEngine:
+def open_system(system: StorageSection, limits: LimitsSection = _NO_LIMITS) -> ManagedEngine:
     """The engine of one storage system, which was prepared by `create_system`."""
     driver, options = _driver(system)
     directory = driver.state_directory(system.name, options)
@@ -143,6 +149,10 @@ def open_system(system: StorageSection) -> ManagedEngine:
         records,
         lambda place: driver.open_backend(system.name, options, place),
         _rules(system),
+        partial(
+            paced_reader,
+            pace=Pace(limits.read_mib_per_second, limits.read_operations_per_second),
+        ),
     )
 
 
@@ -237,12 +247,22 @@ def open_vcenter(settings: Settings) -> VCenter:
 def open_repository(settings: Settings) -> Repository:
     """The repository, which must exist (`atoll repo init`)."""
     repository = needed(settings.repository, "repository")
-    return Repository.open(repository.location, key_source(repository), access=repository.access)
+    store = open_place(repository.location, repository.access)
+    if repository.append_only:
+        store = AppendOnlyStore(store)
+    return Repository(
+        paced_store(store, Pace(settings.limits.write_mib_per_second)),
+        key_source(repository),
+        compression=repository.compression,
+    )
 
 
 def open_copy(config: Path | None, location: str) -> Repository:
-    """A copy of the site's repository that lies elsewhere and has the same key."""
-    repository = needed(load_settings(config).repository, "repository")
+    """A copy of the site's repository with the same key: one of the settings, by its name, or a place."""
+    settings = load_settings(config)
+    if any(copy.name == location for copy in settings.copies):
+        return open_repository(settings.at_copy(location))
+    repository = needed(settings.repository, "repository")
     return Repository.open(location, key_source(repository), access=repository.access)
 
 
@@ -297,6 +317,8 @@ def create_repository(
             repository.location, Passphrase(passphrase), label=label, access=repository.access
         )
     key = key_source(repository)
+    if isinstance(key, Passphrase):
+        check_passphrase(key.text)
     if isinstance(key, KeyFile) and not key.path.exists():
         key = create_key_file(key.path)
     return Repository.create(repository.location, key, label=label, access=repository.access)
