@@ -38,7 +38,6 @@ from atoll.service.pins import Pins
 from atoll.service.site import IslandPlace, Site
 from atoll.service.slots import Slots
 from atoll.settings import (
-    CopySection,
     LimitsSection,
     RepositorySection,
     Settings,
@@ -247,14 +246,18 @@ def open_vcenter(settings: Settings) -> VCenter:
 def open_repository(settings: Settings) -> Repository:
     """The repository, which must exist (`atoll repo init`)."""
     repository = needed(settings.repository, "repository")
+    return _opened(settings, repository, key_source(repository))
+
+
+def _opened(settings: Settings, repository: RepositorySection, key: KeySource) -> Repository:
     store = open_place(repository.location, repository.access)
     if repository.append_only:
         store = AppendOnlyStore(store)
-    return Repository(
-        paced_store(store, Pace(settings.limits.write_mib_per_second)),
-        key_source(repository),
-        compression=repository.compression,
-    )
+    return Repository(_paced(settings, store), key, compression=repository.compression)
+
+
+def _paced(settings: Settings, store: ObjectStore) -> ObjectStore:
+    return paced_store(store, Pace(settings.limits.write_mib_per_second))
 
 
 def open_copy(config: Path | None, location: str) -> Repository:
@@ -276,26 +279,28 @@ def copy_places(
     settings = load_settings(config)
     if to is None:
         chosen = [settings.copy_named(name) for name in names] or settings.copies
-        return [_copy_place(copy) for copy in chosen]
+        return [_place(settings, copy.name, copy, own_key=copy.own_key) for copy in chosen]
     repository = needed(settings.repository, "repository")
     there = repository.model_copy(
         update={"location": to, "key_file": key_file, "passphrase_file": None}
     )
-    return [_place(to, there, own_key=key_file is not None)]
+    return [_place(settings, to, there, own_key=key_file is not None)]
 
 
-def _copy_place(copy: CopySection) -> CopyPlace:
-    return _place(copy.name, copy, own_key=copy.own_key)
+def _place(
+    settings: Settings, name: str, section: RepositorySection, *, own_key: bool
+) -> CopyPlace:
+    """Its own key opens it, never that of the environment, which is the repository's."""
 
-
-def _place(name: str, section: RepositorySection, *, own_key: bool) -> CopyPlace:
-    place, access = section.location, section.access
+    def store() -> ObjectStore:
+        # Nothing of a mirror is for append_only to refuse: it only adds.
+        make = open_place if own_key else create_place
+        return _paced(settings, make(section.location, section.access))
 
     def repository() -> Repository:
-        return Repository.open(place, _named_key(section), access=access)
+        return _opened(settings, section, _named_key(section))
 
-    store = partial(open_place if own_key else create_place, place, access)
-    return CopyPlace(name, place, store, repository if own_key else None)
+    return CopyPlace(name, section.location, store, repository if own_key else None)
 
 
 def open_objects(config: Path | None, copy: str | None = None) -> ObjectStore:

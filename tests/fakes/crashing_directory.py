@@ -6,6 +6,9 @@ fails after any of the calls, by the rules of POSIX and no kinder ones:
 
 - Bytes of a file are safe once an fsync of the file has returned. Until then there may be all of them, a
   beginning, none, or zeros in their place.
+- Bytes for which an fsync failed are never safe, though the next one succeeds: the kernel tells of it
+  once. Names are safe with the next that succeeds, for a file system that cannot write its own records
+  lets nothing succeed.
 - A name in a folder is safe once an fsync of that folder has returned: made, linked, renamed or removed,
   each of them alone, a rename's two halves too. An fsync of the file does not help its name, and one of a
   folder does not help the folder's own name.
@@ -13,6 +16,7 @@ fails after any of the calls, by the rules of POSIX and no kinder ones:
 File systems keep more promises than these, each another one.
 """
 
+import errno
 import fcntl
 import os
 import random
@@ -76,13 +80,20 @@ class Sync:
 
 
 @dataclass(frozen=True)
+class Spoilt:
+    """A file of which an fsync failed."""
+
+    file: File
+
+
+@dataclass(frozen=True)
 class Note:
     """What the workload says it has reached; no call."""
 
     text: str
 
 
-Event = NameChange | Append | Sync | Note
+Event = NameChange | Append | Sync | Spoilt | Note
 Tree = dict[str, "bytes | Tree"]
 """A state: what a power cut left."""
 
@@ -99,6 +110,8 @@ class CrashingDirectory(ModuleType):
         self.events: list[Event] = []
         self.kill_at = 0
         """Number of the change, from 1, at which the process is killed; 0 for never."""
+        self.fail_at = 0
+        """Number of the change, from 1, that fails with an I/O error; 0 for none."""
         self.changes = 0
         self._dead = False
 
@@ -185,7 +198,7 @@ class CrashingDirectory(ModuleType):
     def fsync(self, handle: int) -> None:
         with self._lock:
             self._living()
-            self._change()
+            self._change(self._open[handle])
             os.fsync(handle)
             self.events.append(Sync(self._open[handle]))
 
@@ -219,11 +232,15 @@ class CrashingDirectory(ModuleType):
         if self._dead:
             raise Killed
 
-    def _change(self) -> None:
+    def _change(self, node: Node | None = None) -> None:
         self.changes += 1
         if self.changes == self.kill_at:
             self._dead = True
             raise Killed
+        if self.changes == self.fail_at:
+            if isinstance(node, File):
+                self.events.append(Spoilt(node))
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def _name(self, change: NameChange) -> None:
         _apply(change.folder.names, change)
@@ -282,12 +299,17 @@ class _Replay:
         self._safe: dict[Folder, dict[str, Node]] = {root: {}}
         self._bytes: dict[File, tuple[bytes, bytes]] = {}
         pending: list[NameChange] = []
+        spoilt: set[File] = set()
         for event in events:
             if isinstance(event, NameChange):
                 pending.append(event)
+            elif isinstance(event, Spoilt):
+                spoilt.add(event.file)
             elif isinstance(event, Append):
                 safe, all_of_it = self._bytes.get(event.file, (b"", b""))
                 self._bytes[event.file] = (safe, all_of_it + event.data)
+            elif isinstance(event, Sync) and event.node in spoilt:
+                continue
             elif isinstance(event, Sync) and isinstance(event.node, File):
                 all_of_it = self._bytes.get(event.node, (b"", b""))[1]
                 self._bytes[event.node] = (all_of_it, all_of_it)

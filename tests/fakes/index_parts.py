@@ -84,6 +84,8 @@ def check_index(
         assert (name in index) == bool(wanted)
     assert {pack.name for pack in index.packs} == {f"{pack:032x}" for pack in packs}
     assert len(index.packs) == len(packs)
+    assert list(index.packs) == [index.packs[number] for number in range(len(packs))]
+    assert index.packs[1:] == list(index.packs)[1:]
     assert index.chunks == sum(map(len, packs.values()))
     _check_positions(index, places)
 

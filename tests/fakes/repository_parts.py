@@ -148,6 +148,9 @@ class CountingStore:
     def settle(self, prefix: str) -> None:
         self.inner.settle(prefix)
 
+    def renew(self, names: Iterable[str]) -> None:
+        self.inner.renew(names)
+
     def temporaries(self) -> Sequence[ObjectInfo]:
         return self.inner.temporaries()
 

@@ -71,7 +71,7 @@ def repair(
     other: Annotated[
         str | None,
         typer.Option(
-            "--from", help="A copy of this repository (its name in the settings, or place) to take whole bytes from."
+            "--from", help="A copy of this repository, by name or place, to take whole bytes from."
         ),
     ] = None,
     everything: Annotated[

@@ -1,11 +1,14 @@
-"""How much is done at once, by all commands on a machine together."""
+"""How much is done at once, by all commands on a machine together, and how fast by each."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The settings' section [limits], and what holds without it; each at least 1."""
+    """The settings' section [limits], and what holds without it; each at least 1, but speeds.
+
+    Speeds hold for one command on one machine; 0 is as fast as it goes.
+    """
 
     host_tasks: int = 8
     """Tasks that vCenter works on at once for the island's host; that many it does by default."""
@@ -20,6 +23,12 @@ class Limits:
     """Disks copied at once by this machine."""
     proxy_served: int = 32
     """Mounts and exports that this machine serves at once."""
+    read_mib_per_second: float = 0
+    """Read from each storage system."""
+    read_operations_per_second: float = 0
+    """Reads of each storage system."""
+    write_mib_per_second: float = 0
+    """Written to the repository."""
 
 
 DEFAULTS = Limits()

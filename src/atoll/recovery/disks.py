@@ -161,13 +161,15 @@ def _copy(
     def move(piece: Extent) -> int:
         if stop.is_set():
             return 0
-        content = reader.read(piece.offset, piece.length)
-        if len(content) != piece.length:
+        at = piece.offset
+        for offset, content in reader.read_many([piece]):
+            _pwrite_sparse(descriptor, content, offset)
+            at = offset + len(content)
+        if at != piece.end:
             raise RepositoryDamagedError(
-                f"The disk ended at byte {piece.offset + len(content)} of {size} while it was"
+                f"The disk ended at byte {at} of {size} while it was"
                 f" restored to {target}; verify the repository."
             )
-        _pwrite_sparse(descriptor, content, piece.offset)
         return piece.length
 
     def report(done: int) -> None:

@@ -15,6 +15,8 @@ ZERO_NAME = bytes(NAME_BYTES)
 """Stands for a chunk (or a whole page of chunks) of zeros, which is never stored."""
 
 RAW, ZSTD = 0, 1
+DEFAULT_LEVEL = 1
+"""Of zstd. Chunks of all levels stand side by side and are the same when they are read."""
 
 
 class PackedChunk(NamedTuple):
@@ -28,11 +30,11 @@ class PackedChunk(NamedTuple):
 class ChunkCodec:
     """Names, compresses and restores chunks. Thread-safe; the heavy calls release the GIL."""
 
-    def __init__(self, master: MasterKey, level: int = 1) -> None:
+    def __init__(self, master: MasterKey, level: int = DEFAULT_LEVEL) -> None:
         self._name_key = master.derive("chunk name")
         self._level = level
         self._local = threading.local()
-        self._zeros = bytearray(1 << 20)
+        self._zeros = bytearray()
 
     def name(self, data: Buffer) -> bytes:
         """Keyed BLAKE3-256 of the content."""
@@ -40,10 +42,12 @@ class ChunkCodec:
 
     def is_zero(self, data: Buffer) -> bool:
         """Whether every byte is zero."""
-        # A bytearray on the left compares as one memcmp; a memoryview would go byte by byte.
-        if len(data) <= len(self._zeros):
-            return self._zeros[: len(data)] == data
-        return bytearray(len(data)) == data
+        # A bytearray on the left compares as one memcmp; a memoryview would go byte by byte. Nearly
+        # all chunks have one length, so the zeros for the last are kept, and not cut for each.
+        zeros = self._zeros
+        if len(zeros) != len(data):
+            zeros = self._zeros = bytearray(len(data))
+        return zeros == data
 
     def pack(self, data: Buffer) -> PackedChunk:
         """Compressed if that makes it smaller."""

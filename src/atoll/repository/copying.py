@@ -12,6 +12,7 @@ from atoll.model.extents import Extent, align, complement, merge
 from atoll.model.readers import BlockReader
 from atoll.repository.chunks import ZERO_NAME, ChunkCodec, PackedChunk
 from atoll.repository.images import DiskRecord
+from atoll.repository.memory import keep_memory
 from atoll.repository.pages import ChunkTable, TableWriter
 from atoll.repository.session import Session
 
@@ -69,6 +70,7 @@ def copy_disk(
     takes their results in order, seals and packs. At most three jobs a worker
     are under way, which bounds memory and holds reading back when writing is slow.
     """
+    keep_memory()
     size = reader.size_bytes
     workers = threads or max(2, os.cpu_count() or 2)
     wanted = _wanted(reader, extents, parent, chunk_bytes)

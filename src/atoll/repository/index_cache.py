@@ -15,6 +15,7 @@ import fcntl
 import os
 import struct
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class CacheLimits:
     save_segments: int = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Saved:
     """A state as the cache has it, with the names of its tables; None and nothing before it has one."""
 
@@ -78,6 +79,7 @@ class IndexCache:
         self._directory = directory
         self._repository = bytes.fromhex(repository)
         self.limits = limits
+        self._last: weakref.ref[Saved] | None = None
 
     @property
     def location(self) -> str:
@@ -85,13 +87,19 @@ class IndexCache:
         return str(self._directory)
 
     def load(self) -> Saved | None:
-        """What was saved last; None if there is nothing that can be used."""
+        """What was saved last; None if there is nothing that can be used.
+
+        As long as one that was loaded is in use, the same is given again: it never changes.
+        """
         for _ in range(_TRIES):
             edition = self.edition()
             if edition is None or not self._is_ours():
                 return None
+            last = self._last() if self._last is not None else None
+            if last is not None and last.edition == edition:
+                return last
             try:
-                return self._read()
+                return self._remembered(self._read())
             except (OSError, TableDamagedError):
                 # Unless somebody saved meanwhile, and so removed what we were about to open.
                 if self.edition() == edition:
@@ -183,7 +191,11 @@ class IndexCache:
         path.rename(self._directory / _MANIFEST)
         self._sync()
         self.tidy(names)
-        return Saved(edition, tuple(names), state)
+        return self._remembered(Saved(edition, tuple(names), state))
+
+    def _remembered(self, saved: Saved) -> Saved:
+        self._last = weakref.ref(saved)
+        return saved
 
     def tidy(self, names: Sequence[bytes]) -> None:
         """Remove what others left, all but these tables. Only in one's turn."""

@@ -1,6 +1,6 @@
 """What an index knows at one moment: tables of rows, the packs these are in, and who lists them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -89,6 +89,12 @@ class Packs(Sequence[IndexedPack]):
 
     def __len__(self) -> int:
         return len(self._state.live)
+
+    def __iter__(self) -> Iterator[IndexedPack]:
+        records = self._state.records[self._state.live]
+        names = records["name"].tobytes().hex()
+        for number, size in enumerate(records["size"].tolist()):
+            yield IndexedPack(names[32 * number : 32 * number + 32], size)
 
     @overload
     def __getitem__(self, number: int) -> IndexedPack: ...

@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
@@ -204,6 +204,9 @@ class LocalStore:
             finally:
                 os.close(handle)
 
+    def renew(self, names: Iterable[str]) -> None:
+        """A directory locks nothing."""
+
     def temporaries(self) -> Sequence[ObjectInfo]:
         """Files of the scratch folder that nobody has locked."""
         with _explained(f"list the temporaries of {self._root}"):
@@ -255,8 +258,8 @@ class LocalStore:
                         os.rename(temporary, name, src_dir_fd=scratch, dst_dir_fd=target)
                         os.fsync(target)
                     except BaseException:
-                        _unlink(scratch, temporary)
                         os.close(handle)
+                        _unlink(scratch, temporary)
                         raise
                     return handle
                 finally:
@@ -426,8 +429,11 @@ def _put_file(
                 _unlink(target, file)
             raise
     finally:
-        _unlink(scratch, temporary)
-        os.close(handle)
+        # Closed whatever happens: it is locked, and would pass for a file in use.
+        try:
+            _unlink(scratch, temporary)
+        finally:
+            os.close(handle)
 
 
 def _locked_temporary(scratch: int) -> tuple[str, int]:

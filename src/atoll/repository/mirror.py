@@ -6,12 +6,13 @@ them, those before restore points, and a first mirror puts `config`, without whi
 
 Why a copy never names what it lacks, although others write, forget and prune at the source meanwhile:
 
-- All but packs is listed, then packs, then all but packs again, until nothing of the first listing is
-  missing in the second. A restore point that is in both needs segments and packs that were there all
-  the time between, for a prune takes nothing that a point needs, and lists anew what it keeps before it
-  takes a segment away. Packs that go are off the segments before.
-- If something is gone when it is to be read, all begins again. What was put before then is packs and
-  segments that nobody needs, at worst.
+- Points are listed first, then segments, then packs. A prune takes nothing away that a point needs, lists
+  anew what it keeps before it takes a segment away, and segments before the packs that go with them.
+- Segments, like all but packs, are listed until nothing has gone between two listings, and the second
+  counts. Else one listing could miss both an old segment and the new one in its place.
+- If something is gone when it is to be read, all begins again. So a segment that is copied was there
+  after the packs were listed, and with it all its packs. What was put before is packs and segments that
+  nobody needs, at worst.
 - At the copy the maintenance lock is held, so what was there when it was listed stays.
 
 The session at the source adds no safety but an end: beside it no prune removes packs, unless it had
@@ -47,6 +48,8 @@ _BESIDE_PACKS = (POINTS, EVIDENCE, HOLDS, LOST, KEYS, INDEX)
 """In the order in which they are listed: points before what they need."""
 _ORDER = (KEYS, PACKS, INDEX, POINTS, EVIDENCE, HOLDS, LOST)
 """In which they are put. Slots come first: they tell whose a copy is that has no `config` yet."""
+_BASE = (KEYS, PACKS, INDEX)
+"""What the rest relies on, also what a mirror that was killed had put and perhaps not made durable."""
 _ROUNDS = 8
 IN_FLIGHT = 4
 """Objects that are moved at once, each of which is held whole."""
@@ -189,10 +192,7 @@ class _Mirror:
             if self._round():
                 break
         else:
-            raise RunConflictError(
-                f"{self._source.location} changed again and again while it was copied to "
-                f"{self._target.location}; run again, and what was copied by now stays."
-            )
+            raise self._restless()
         if kind is not Kind.SAME:
             block, _ = read_config(self._source)
             self._target.put(CONFIG, [twice(block)])
@@ -206,13 +206,20 @@ class _Mirror:
             self._slots_there(),
         )
 
+    def _restless(self) -> RunConflictError:
+        return RunConflictError(
+            f"{self._source.location} changed again and again while it was copied to "
+            f"{self._target.location}; run again, and what was copied by now stays."
+        )
+
     def _round(self) -> bool:
         """Copy what is missing; False if the source changed so that all has to be looked at again."""
         missing = self._missing()
-        if missing is None:
-            return False
         if self._begin is not None:
             self._begin(sum(info.size_bytes for infos in missing.values() for info in infos))
+        if any(missing.values()):
+            for folder in _BASE:
+                self._target.settle(folder)
         try:
             for folder in _ORDER:
                 self._move(missing[folder])
@@ -220,15 +227,21 @@ class _Mirror:
             return False
         return True
 
-    def _missing(self) -> dict[str, Sequence[ObjectInfo]] | None:
-        """By folder; None if the source changed while it was listed."""
-        beside = {folder: _sizes(self._source, folder) for folder in _BESIDE_PACKS}
-        packs = _sizes(self._source, PACKS)
-        for folder, before in beside.items():
-            if before.keys() - _sizes(self._source, folder).keys():
-                return None
-        found = {PACKS: packs, **beside}
+    def _missing(self) -> dict[str, Sequence[ObjectInfo]]:
+        """What is to be copied, by folder."""
+        found = {folder: self._settled(folder) for folder in _BESIDE_PACKS}
+        found[PACKS] = _sizes(self._source, PACKS)
         return {folder: self._lacking(folder, sizes) for folder, sizes in found.items()}
+
+    def _settled(self, folder: str) -> dict[str, int]:
+        """A listing before which nothing went since another."""
+        before = _sizes(self._source, folder)
+        for _ in range(_ROUNDS):
+            found = _sizes(self._source, folder)
+            if before.keys() <= found.keys():
+                return found
+            before = found
+        raise self._restless()
 
     def _lacking(self, folder: str, sizes: dict[str, int]) -> list[ObjectInfo]:
         """What the target has not; a different size is damage on one of the sides."""

@@ -106,7 +106,21 @@ class PointLog:
         for point in ids:
             for name in self._names(self.folder_of(point)):
                 self._store.delete(name)
+        self._store.settle(POINTS)  # what another forgot who was killed before it was for good
         return sorted(gone.values(), key=lambda point: (point.created_at, point.id))
+
+    def drop_orphans(self) -> int:
+        """Remove evidence of points that are gone, and return its bytes.
+
+        It is left by a `forget` that was killed, or by a restore test of a point that was forgotten
+        meanwhile. The caller holds the maintenance lock.
+        """
+        there = list(own_objects(self._store, EVIDENCE))  # first: points come before their evidence
+        folders = tuple(self.folder_of(point.id) for point in self.every_point())
+        orphans = [info for info in there if not info.name.startswith(folders)]
+        for info in orphans:
+            self._store.delete(info.name)
+        return sum(info.size_bytes for info in orphans)
 
     def every_point(self) -> list[RestorePoint]:
         """All points, for whoever may not miss one; RepositoryDamagedError if one cannot be read."""

@@ -11,8 +11,10 @@ import os
 import socket
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
+from atoll.model.errors import RepositoryUnreachableError
 from atoll.repository.keys import MasterKey
 from atoll.repository.marks import read_marks
 from atoll.repository.store import ObjectStore, SessionSeen, StoreSession
@@ -48,13 +50,18 @@ class Presence:
         """Have what these images or blobs (hex) need stay. Then look whether it is there still."""
         wanted = self._roots | frozenset(roots)
         if wanted != self._roots:
-            self._roots = wanted
-            self._session.say(self._text())
+            told, self._roots = self._roots, wanted
+            try:
+                self._session.say(self._text())
+            except BaseException:
+                self._roots = told
+                raise
 
     def let_go(self, root: str) -> None:
-        """What this image needs may go."""
+        """What this image needs may go; where that cannot be told it stays until `end`."""
         self._roots -= {root}
-        self._session.say(self._text())
+        with suppress(RepositoryUnreachableError):
+            self._session.say(self._text())
 
     def confirm(self) -> None:
         """RunConflictError if others took this process for dead, so that nothing is sure any more."""

@@ -19,6 +19,7 @@ seen the mark and what restore points need was looked up again. Why that is enou
 
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
+from datetime import datetime
 from operator import add
 
 import numpy as np
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from atoll.model.errors import RepositoryDamagedError
 from atoll.model.points import RestorePoint
+from atoll.repository.config import CONFIG
 from atoll.repository.fetch import ChunkSource
 from atoll.repository.index import (
     INDEX,
@@ -50,7 +52,8 @@ from atoll.repository.points import POINTS, PointLog
 from atoll.repository.presence import Present, present
 from atoll.repository.reach import Reach
 from atoll.repository.relisting import list_packs, relist
-from atoll.repository.store import ObjectStore, own_objects
+from atoll.repository.slots import KEYS
+from atoll.repository.store import ObjectLockedError, ObjectStore, own_objects
 
 WASTE = 0.4
 """A pack of which more than this share is needed by nobody has the rest moved."""
@@ -81,8 +84,8 @@ class PrunePlan:
 class PruneReport:
     """What a prune did.
 
-    `freed_bytes` came back; `marked_bytes` wait for the processes named in `waiting_for` and go with
-    the next prune after these have ended.
+    `freed_bytes` came back; `marked_bytes` wait for the processes and locks named in `waiting_for` and
+    go with the next prune after these have ended.
     """
 
     removed_packs: int
@@ -134,6 +137,7 @@ class Pruner:
         self._progress = progress
         self._pack_bytes = pack_bytes
         self._last: _View | None = None
+        self._locked: dict[str, datetime] = {}
         self._removed = self._freed = self._moved = 0
 
     def plan(self, without: Set[str] = frozenset()) -> PrunePlan:
@@ -165,12 +169,14 @@ class Pruner:
         self._drop_unreadable_marks()
         ready, _ = self._ready()
         view = self._look(self._marked())
+        self._freed += PointLog(self._store, self._master).drop_orphans()
         self._remove(view, ready)
         self._mark(view, repack_bytes)
         ready, waiting = self._ready()
         if ready:
             self._remove(self._look(self._marked()), ready)
         left = self._marked()
+        self._renew(view, left)
         drop_found(self._store, self._master, self._source.refresh())
         return PruneReport(
             removed_packs=self._removed,
@@ -178,8 +184,33 @@ class Pruner:
             moved_bytes=self._moved,
             marked_packs=len(left),
             marked_bytes=sum(self._packs().get(pack, 0) for pack in left) if left else 0,
-            waiting_for=tuple(sorted({each.what for each in waiting})) if left else (),
+            waiting_for=self._waiting_for(waiting) if left else (),
         )
+
+    def _renew(self, view: _View, going: Set[str]) -> None:
+        """What restore points rest on must not come to be unlocked before they do."""
+        packs = (view.needed.keys() & view.present.keys()) - going
+        self._store.renew(
+            [
+                CONFIG,
+                *(
+                    info.name
+                    for folder in (KEYS, POINTS)
+                    for info in own_objects(self._store, folder)
+                ),
+                *map(object_name, sorted(packs)),
+            ]
+        )
+
+    def _waiting_for(self, others: Iterable[Present]) -> tuple[str, ...]:
+        found = {each.what for each in others}
+        if self._locked:
+            until = max(self._locked.values()).astimezone()
+            found.add(
+                f"locks of the store on {len(self._locked)} packs, the last until "
+                f"{until:%Y-%m-%d %H:%M}"
+            )
+        return tuple(sorted(found))
 
     def _marked(self) -> frozenset[str]:
         return frozenset[str]().union(*read_marks(self._store, self._master).values())
@@ -305,12 +336,19 @@ class Pruner:
         doomed = frozenset[str]().union(*ready.values()) - view.needed.keys()
         small = self._small_segments(view.index)
         relist(self._store, self._master, view.index.segments, doomed, small)
+        locked: set[str] = set()
         for pack in sorted(doomed & view.present.keys()):
-            self._store.delete(object_name(pack))
+            try:
+                self._store.delete(object_name(pack))
+            except ObjectLockedError as error:
+                self._locked[pack] = error.until
+                locked.add(pack)
+                continue
             self._removed += 1
             self._freed += view.present.pop(pack)
         for mark in sorted(ready):
-            drop_mark(self._store, mark)
+            if locked.isdisjoint(ready[mark]):  # else a later prune goes on with it
+                drop_mark(self._store, mark)
 
     def _small_segments(self, index: Index) -> frozenset[str]:
         """Segments worth joining, if there are enough of them."""

@@ -4,23 +4,27 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 
 from atoll.model.extents import Extent
 from atoll.repository.chunks import ZERO_NAME
 from atoll.repository.fetch import ChunkSource
 from atoll.repository.images import DiskRecord
+from atoll.repository.memory import keep_memory
 from atoll.repository.pages import ChunkTable
 
 _CACHED_BYTES = 16 << 20
 _BATCH_BYTES = 4 << 20
 _BATCHES_AHEAD = 2
+_FROM_CACHE_CHUNKS = 2
+"""Reads that touch more chunks than this are not of the small kind that comes back for its neighbours."""
 
 
 class ImageReader:
     """Reads a disk image at random; every chunk is verified against its name.
 
-    Thread-safe. Small reads keep about 16 MiB of recent chunks; long ones go
-    through worker threads that read ahead, about 4 MiB each.
+    Thread-safe. Small reads keep about 16 MiB of recent chunks. Longer ones ask for neighbours
+    together, and above 4 MiB go through worker threads that read ahead, about 4 MiB each.
     """
 
     def __init__(
@@ -31,6 +35,7 @@ class ImageReader:
         closed: Callable[[], None] = lambda: None,
     ) -> None:
         """`closed` is called once, by the first `close`."""
+        keep_memory()
         self._closed: Callable[[], None] | None = closed
         self._source = source
         self._record = record
@@ -50,9 +55,9 @@ class ImageReader:
     def read(self, offset: int, length: int) -> bytes:
         """Bytes from `offset`, fewer only past the end; RepositoryDamagedError."""
         length = max(0, min(length, self.size_bytes - offset))
-        if length > _BATCH_BYTES:
-            return b"".join(data for _, data in self.read_many([Extent(offset, length)]))
         size = self._record.chunk_bytes
+        if length > _FROM_CACHE_CHUNKS * size:
+            return b"".join([data for _, data in self.read_many([Extent(offset, length)])])
         parts = []
         end = offset + length
         while offset < end:
@@ -64,10 +69,18 @@ class ImageReader:
 
     def read_many(self, extents: Iterable[Extent]) -> Iterator[tuple[int, bytes]]:
         """(offset, bytes) in order, at most a chunk each, read ahead by worker threads."""
+        parts = self._batches(extents)
+        first, second = next(parts, None), next(parts, None)
+        if first is None:
+            return
+        if second is None:
+            # Nothing to read ahead of: whoever asks for so little does it from threads of his own.
+            yield from self._batch(first)
+            return
         waiting: deque[Future[list[tuple[int, bytes]]]] = deque()
         pool = self._workers()
         try:
-            for part in self._batches(extents):
+            for part in chain((first, second), parts):
                 waiting.append(pool.submit(self._batch, part))
                 if len(waiting) > self._threads * _BATCHES_AHEAD:
                     yield from waiting.popleft().result()

@@ -32,7 +32,7 @@ def rebuild_index(
         except RepositoryDamagedError:
             unreadable = True
     if listings:
-        store.settle(PACKS)  # one may be of a writer that was killed before it had its name for good
+        store.settle(PACKS)  # one may have its name of a writer that was killed before the fsync
         write_segment(store, master, listings)
     if not unreadable:
         for segment in index.damaged:

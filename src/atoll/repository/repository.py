@@ -23,7 +23,7 @@ from atoll.model.points import DiskImage, Evidence, RestorePoint
 from atoll.model.readers import BlockReader
 from atoll.model.retention import Holds, PointHold
 from atoll.repository import copying
-from atoll.repository.chunks import ChunkCodec
+from atoll.repository.chunks import DEFAULT_LEVEL, ChunkCodec
 from atoll.repository.config import DEFAULT_CHUNK_BYTES, create_config, open_config
 from atoll.repository.copying import CopiedDisk, ParentImage
 from atoll.repository.differences import differing_extents
@@ -82,14 +82,19 @@ class Repository:
     """
 
     def __init__(
-        self, store: ObjectStore, source_of_key: KeySource, *, pack_bytes: int = PACK_BYTES
+        self,
+        store: ObjectStore,
+        source_of_key: KeySource,
+        *,
+        pack_bytes: int = PACK_BYTES,
+        compression: int = DEFAULT_LEVEL,
     ) -> None:
         """Open what is in `store`; see `open`."""
         self._config, self._master, slot = open_config(store, source_of_key)
         self.keyring = Keyring(store, self._master, self._config.id, slot)
         self._store = store
         self._pack_bytes = pack_bytes
-        self._codec = ChunkCodec(self._master)
+        self._codec = ChunkCodec(self._master, compression)
         self._keys = PackKeys(self._master)
         self._source = ChunkSource(store, self._master, self._codec, self._keys)
         self._log = PointLog(store, self._master)
@@ -547,7 +552,10 @@ class Repository:
     def _begin(self) -> Session:
         with self._lock:
             if self._session is not None and self._session.failed:
+                failed = self._session
                 self._end_session()
+                # Else an image that was given out would be missed only at the commit, as damage.
+                failed.tell()
             if self._session is None:
                 self._session = Session(
                     self._store,
@@ -575,13 +583,13 @@ class Repository:
         with self._lock:
             if self._session is not None and root in self._session.made:
                 return lambda: None
-            if self._reading is None:
-                try:
+            try:
+                if self._reading is None:
                     self._reading = Presence(self._store, self._master, writes=False)
-                except RepositoryUnreachableError:
-                    return lambda: None  # it may be read from a read-only copy, or a full disk
+                self._reading.keep([root])
+            except RepositoryUnreachableError:
+                return lambda: None  # it may be read from a read-only copy, or a full disk
             self._readers[root] += 1
-            self._reading.keep([root])
         let_go = partial(self._let_go, root)
         if not any(disk.root == root for point in self.points() for disk in point.disks):
             let_go()

@@ -38,9 +38,11 @@ T = TypeVar("T")
 
 PROBES = "probes/"
 _NEVER_LOCKED = (SESSIONS, MAINTENANCE, PROBES, "marks/")
-_HIDDEN = ("index/", "evidence/")
-"""Locked too, but deleted when asked: what can be made anew, or has no use without its point. Their
-versions go when their time has come; see `temporaries`."""
+_KEPT = ("packs/", "config")
+"""What is not deleted while it is locked. Deleting the rest hides it: forgetting a point, taking a key
+back and writing the index anew must not have to wait, and a pack is worth nothing without them."""
+_PURGED = ("index/", "evidence/", *_NEVER_LOCKED)
+"""Where what is hidden is removed once its lock has passed; see `temporaries`."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*(/[a-z0-9][a-z0-9.-]*)*")
 
 
@@ -238,7 +240,7 @@ class S3Store:
                 return
 
     def delete(self, name: str) -> None:
-        """Remove an object; ObjectLockedError, and it stays, if it is locked."""
+        """Remove an object, or hide it until its lock has passed; ObjectLockedError if it is a pack."""
         _check(name)
         self._fence()
         self._remove(name)
@@ -256,7 +258,7 @@ class S3Store:
         try:
             self._asked(f"delete {name} of", lambda: vault.remove(name))
         except LockedVersion as locked:
-            if not name.startswith(_HIDDEN):
+            if name.startswith(_KEPT):
                 raise self._still_locked(name, locked) from None
             self._asked(f"delete {name} of", lambda: self._objects.delete(name))
 
@@ -275,17 +277,20 @@ class S3Store:
             locked.until,
         )
 
+    def settle(self, prefix: str) -> None:
+        """Nothing to do: what a server shows is as durable as it will be."""
+        _check(prefix.rstrip("/"))
+
     def temporaries(self) -> Sequence[ObjectInfo]:
         """Versions that were written over or deleted, once their lock has passed.
 
-        Only where Atoll itself deletes without waiting for locks, so that a pack or a restore point
-        that somebody else has hidden stays to be brought back. None without locks: a PUT that was
-        cut leaves nothing.
+        Only of what can be made anew, so that a pack or a restore point that an intruder has hidden
+        stays to be brought back. None without locks: a PUT that was cut leaves nothing.
         """
         if (vault := self._vault) is None:
             return ()
         found: list[ObjectInfo] = []
-        for folder in (*_HIDDEN, *_NEVER_LOCKED):
+        for folder in _PURGED:
             by_name: defaultdict[str, list[Version]] = defaultdict(list)
             for version in self._asked("list versions of", partial(_listed, vault, folder)):
                 by_name[version.name].append(version)
@@ -350,8 +355,16 @@ class S3Store:
             raise ConfigurationError(
                 f"The repository {self.location} has no locks; set `lock_days` in [repository]."
             )
+        return self._extend(vault, names, until, until)
+
+    def renew(self, names: Iterable[str]) -> None:
+        """Lock anew what is locked for less than half of the time; one request for each of the others."""
+        if (vault := self._vault) is not None:
+            self._extend(vault, names, vault.ends(), vault.ends(0.5))
+
+    def _extend(self, vault: "Vault", names: Iterable[str], until: datetime, soon: datetime) -> int:
         try:
-            return vault.extend(names, until, self._patience.run)
+            return vault.extend(names, until, soon, self._patience.run)
         except S3Fault as fault:
             if fault.absent:
                 raise MissingObjectError(

@@ -88,7 +88,7 @@ class Vault:
                 Body=data,
                 ContentMD5=base64.b64encode(digest).decode(),
                 ObjectLockMode=self._mode,
-                ObjectLockRetainUntilDate=datetime.now(UTC) + timedelta(days=self._days),
+                ObjectLockRetainUntilDate=self.ends(),
                 **condition,
             )
         )
@@ -104,12 +104,18 @@ class Vault:
         until: datetime | None = found.get("ObjectLockRetainUntilDate")
         return until if until is not None and until > datetime.now(UTC) else None
 
-    def extend(self, names: Iterable[str], until: datetime, again: Callable[..., Any]) -> int:
-        """Lock objects until then whose lock ends before; how many. `again` repeats what failed."""
+    def ends(self, share: float = 1.0) -> datetime:
+        """The end of a lock that begins now, or of a share of its time."""
+        return datetime.now(UTC) + timedelta(days=self._days) * share
+
+    def extend(
+        self, names: Iterable[str], until: datetime, soon: datetime, again: Callable[..., Any]
+    ) -> int:
+        """Lock objects until then whose lock ends before `soon`; how many. `again` repeats requests."""
 
         def extended(name: str) -> bool:
-            now: datetime | None = again(lambda: self.locked_until(name))
-            if now is not None and now >= until:
+            ends: datetime | None = again(lambda: self.locked_until(name))
+            if ends is not None and ends >= soon:
                 return False
             again(lambda: self._retain(name, until))
             return True

@@ -64,6 +64,7 @@ class Session:
         self._finished: list[PackListing] = []
         self._writing: deque[Future[None]] = deque()
         self._failure: BaseException | None = None
+        self._told = False
         self.made: set[str] = set()
         """Roots of disks and blobs (hex) that this session stored or found stored."""
         self._presence = Presence(store, master, writes=True)
@@ -134,9 +135,18 @@ class Session:
         self._presence.confirm()
 
     def fail(self, reason: BaseException) -> None:
-        """Void the session."""
+        """Void the session for a reason that the caller is told."""
+        self._told = True
+        self._void(reason)
+
+    def _void(self, reason: BaseException) -> None:
         if self._failure is None:
             self._failure = reason
+
+    def tell(self) -> None:
+        """Raise what the writing thread failed of, if nobody was told of that yet."""
+        if self._failure is not None and not self._told:
+            self._check()
 
     @property
     def failed(self) -> bool:
@@ -145,12 +155,13 @@ class Session:
 
     def close(self) -> None:
         """End the session; what is not committed becomes a leftover."""
-        self.fail(AtollError("it has ended"))
+        self._void(AtollError("it has ended"))
         self._writer.shutdown(wait=True, cancel_futures=True)
         self._presence.end()
 
     def _check(self) -> None:
         if self._failure is not None:
+            self._told = True
             # The same class, so that the exit status tells the cause; a new object, because
             # several threads may come by here.
             kind = type(self._failure) if isinstance(self._failure, AtollError) else AtollError
@@ -181,7 +192,7 @@ class Session:
         try:
             work()
         except BaseException as error:
-            self.fail(error)
+            self._void(error)
             raise
 
     def _write_segment(self) -> None:

@@ -1,7 +1,7 @@
 """What the repository asks of the place that keeps its objects."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -117,6 +117,10 @@ class ObjectStore(Protocol):
         Another may be inside `put` or `delete`, or was killed there: others see what he did
         before it is durable. Who lets something lasting rest on that settles it first.
         """
+        ...
+
+    def renew(self, names: Iterable[str]) -> None:
+        """Where the store locks what it is given, lock these anew for which that would end soon."""
         ...
 
     def temporaries(self) -> Sequence[ObjectInfo]:

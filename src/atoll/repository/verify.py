@@ -125,10 +125,9 @@ class Verifier:
         index = self._source.refresh()
         self._count(sum(info.size_bytes for info in own_objects(self._store, INDEX)))
         unindexed = self._check_packs(index)
-        self._check_index(index, unindexed)
         # As they are now, with an index as new as that: some may have been forgotten meanwhile.
         points = self._log.points()
-        self._source.refresh()
+        self._check_index(self._source.refresh(), unindexed)
         if self._blamed or not self._all_there(points):
             self._trace(points)
             self._pass_over_forgotten({point.id for point in self._log.points()})

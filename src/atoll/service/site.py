@@ -56,3 +56,5 @@ class Site:
     work_directory: Path
     close: Callable[[], None]
     """Log out of vCenter and let go of the repository, if they were opened."""
+    copy: str | None = None
+    """The copy that is this site's repository for now, None for the repository itself."""

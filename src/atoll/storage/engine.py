@@ -69,8 +69,11 @@ class ManagedEngine:
         records: Records,
         open_backend: Callable[[Place], VolumeBackend],
         rules: Rules | None = None,
+        reading: Callable[[BlockReader], BlockReader] = lambda reader: reader,
     ) -> None:
+        """`reading` is put around each LUN that is read."""
         self._name = name
+        self._reading = reading
         self._records = records
         rules = rules or Rules()
         system_id = records.system_id
@@ -439,7 +442,7 @@ class ManagedEngine:
     def open_snapshot(self, group: str, lun: str, snapshot: str) -> BlockReader:
         """Read a LUN as it was."""
         found, volume = self._catalogue.snapshot_volume(group, lun, snapshot)
-        return self._backend.open_snapshot(volume, found.id)
+        return self._reading(self._backend.open_snapshot(volume, found.id))
 
     def reconcile(self) -> Sequence[str]:
         """Finish or clear what a crash cut short and serve again what is presented."""

@@ -146,6 +146,17 @@ def test_damage_is_named_and_ends_with_its_status(atoll: Atoll, tmp_path: Path) 
     assert (tmp_path / "cellar" / "config").exists()
 
 
+def test_a_copy_mends_the_repository_by_its_name(atoll: Atoll, tmp_path: Path) -> None:
+    assert atoll("repo", "copy").exit_code == 0
+    [pack] = [path for path in (tmp_path / "repository" / "packs").rglob("*") if path.is_file()]
+    whole = pack.read_bytes()
+    pack.write_bytes(whole[:100] + b"?" + whole[101:])
+    result = atoll("repo", "repair", "--all", "--from", "cellar")
+    assert result.exit_code == 0, result.output
+    assert pack.read_bytes() == whole
+    failed(atoll("repo", "repair", "--all", "--from", "island"), 3, "is no copy of")
+
+
 def test_one_copy_that_fails_does_not_stop_the_others(atoll: Atoll, tmp_path: Path) -> None:
     (tmp_path / "cellar").write_text("a file")
     result = atoll("repo", "copy")

@@ -309,6 +309,56 @@ def test_a_source_that_never_rests_is_given_up(
     assert objects(there) == objects(place)
 
 
+class Passing(ReadOnly):
+    """The first listing of segments passes the new one's place before it is put, the old one's after it went.
+
+    A store that lists page by page does that. `met` says whether the names were such that it could.
+    """
+
+    def __init__(self, inner: LocalStore, between: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self._between = between
+        self.met: bool | None = None
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        found = list(super().list(prefix))
+        if prefix == "index/" and self.met is None:
+            self._between()
+            after = list(super().list(prefix))
+            page = max(info.name for info in after)
+            self.met = all(info.name > page for info in found)
+            found = [info for info in found if info.name <= page]
+        return iter(found)
+
+
+def test_a_listing_may_miss_both_the_old_segment_and_the_new(
+    place: Path, tmp_path: Path, opened: Callable[..., Repository]
+) -> None:
+    seed = opened()
+    commit(seed, "p1", FIRST)
+    both = [image(seed.copy_disk(MemoryDisk(data))) for data in (SECOND, THIRD)]
+    seed.commit([point("p2", both[0]), point("p3", both[1])])
+    seed.forget({"p1"})
+    seed.prune()
+    seed.forget({"p3"})
+    seed.close()
+    for attempt in range(100):
+        here, there = tmp_path / f"here{attempt}", tmp_path / f"there{attempt}"
+        shutil.copytree(place, here)
+        other = opened(here)
+
+        def between(other: Repository = other) -> None:
+            assert other.prune().removed_packs > 0
+
+        passing = Passing(LocalStore.open(here), between)
+        mirror(passing, LocalStore.create(there), by_form)  # type: ignore[arg-type]
+        copy = opened(there)
+        assert copy.verify().damaged == ()
+        if passing.met:
+            break
+    assert passing.met
+
+
 def test_a_prune_waits_for_the_mirror(
     place: Path, there: Path, source: Repository, opened: Callable[..., Repository]
 ) -> None:
@@ -456,6 +506,47 @@ def test_what_is_damaged_is_named_and_the_rest_copied(
     else:
         assert named == []
         assert objects(there) == objects(place)
+
+
+def test_the_copy_mends_the_source(
+    source: Repository, place: Path, there: Path, opened: Callable[..., Repository]
+) -> None:
+    source.mirror_to(LocalStore.create(there))
+    _damage_first_pack(place)
+    commit(source, "p3", THIRD)
+    assert source.mirror_to(LocalStore.open(there)).damaged == ()  # that pack is there, and whole
+    source.repair(opened(there))
+    source.mirror_to(LocalStore.open(there))
+    for each in (place, there):
+        holds_exactly(opened(each), p1=FIRST, p2=SECOND, p3=THIRD)
+
+
+def test_what_was_damaged_and_mended_without_a_copy(
+    source: Repository, place: Path, there: Path, opened: Callable[..., Repository]
+) -> None:
+    _damage_first_pack(place)
+    assert len(source.mirror_to(LocalStore.create(there)).damaged) == 1
+    report = source.repair()
+    assert report.lost_chunks == 1
+    assert source.mirror_to(LocalStore.open(there)).damaged == ()
+    copy = opened(there)
+    copy.repair()
+    touched = {each.id for each in copy.points()} - {"p2"}
+    assert {point for each in copy.verify().damaged for point in each.points} == touched
+    assert [each.points for each in copy.verify().damaged] == [
+        each.points for each in source.verify().damaged
+    ]
+
+
+def _damage_first_pack(place: Path) -> None:
+    """The pack with the first chunk of the first point."""
+    with Repository.open(place, KeyFile(place.parent / "key")) as repository:
+        name = repository._codec.name(FIRST[:CHUNK])
+        [at] = repository._source.index.locations(name)
+    victim = place / "packs" / at.pack[:2] / at.pack
+    data = bytearray(victim.read_bytes())
+    data[at.entry.offset] ^= 1
+    victim.write_bytes(data)
 
 
 @pytest.mark.parametrize("folder", ["keys", "points", "evidence", "holds"])

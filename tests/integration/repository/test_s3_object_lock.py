@@ -43,6 +43,11 @@ def versions(s3: S3Site, where: S3Location, name: str) -> list[Any]:
 
 def unlock(s3: S3Site, where: S3Location, name: str, *, version: str = "") -> None:
     """Have a lock of governance mode end now; servers take no time that has passed."""
+    wait_past(end_soon(s3, where, name, version=version))
+
+
+def end_soon(s3: S3Site, where: S3Location, name: str, *, version: str = "") -> datetime:
+    """Have it end at a time that has almost come, which is returned."""
     which = {"VersionId": version} if version else {}
     until = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2)
     s3.client.put_object_retention(
@@ -52,6 +57,10 @@ def unlock(s3: S3Site, where: S3Location, name: str, *, version: str = "") -> No
         BypassGovernanceRetention=True,
         **which,
     )
+    return until
+
+
+def wait_past(until: datetime) -> None:
     while datetime.now(UTC) <= until:
         time.sleep(0.05)
 
@@ -101,6 +110,23 @@ def test_what_is_not_locked_any_more_is_removed_for_good(s3: S3Site, where: S3Lo
     assert store.locked_until("packs/ab/one") is None
     store.delete("packs/ab/one")
     store.delete("packs/ab/one")
+    assert versions(s3, where, "packs/") == []
+
+
+def test_an_older_version_does_not_come_to_light_while_an_object_is_removed(
+    s3: S3Site, where: S3Location
+) -> None:
+    with s3.proxy() as proxy:
+        store = s3.store(where, proxy.endpoint, lock_days=3, lock_mode="governance")
+        store.put("packs/ab/one", [b"damaged"])
+        store.replace("packs/ab/one", [b"whole"])
+        ids = {each["IsLatest"]: each["VersionId"] for each in versions(s3, where, "packs/")}
+        ends = [end_soon(s3, where, "packs/ab/one", version=each) for each in ids.values()]
+        wait_past(max(ends))
+        proxy.seen.clear()
+        store.delete("packs/ab/one")
+        deleted = [each.target for each in proxy.seen if each.method == "DELETE"]
+    assert [ids[False] in deleted[0], ids[True] in deleted[1], len(deleted)] == [True, True, 2]
     assert versions(s3, where, "packs/") == []
 
 
@@ -184,6 +210,35 @@ def test_locks_that_end_soon_are_extended_and_never_shortened(
         s3.store(where).extend_locks(names, until)
 
 
+def test_a_prune_renews_the_locks_of_what_points_need_and_of_nothing_else(
+    s3: S3Site, where: S3Location, key: KeyFile
+) -> None:
+    access = s3.access(lock_days=3)
+    with Repository.create(str(where), key, chunk_bytes=CHUNK, access=access) as repository:
+        kept = image(repository.copy_disk(MemoryDisk(noise(1, 20 * CHUNK))))
+        repository.commit([point("keep", kept)])
+        gone = image(repository.copy_disk(MemoryDisk(noise(2, 20 * CHUNK))))
+        repository.commit([point("drop", gone)])
+        repository.forget({"drop"})
+    store = s3.store(where, lock_days=3)
+    names = [info.name for each in ("keys/", "packs/", "points/") for info in store.list(each)]
+    before = {name: store.locked_until(name) for name in ("config", *names)}
+    # As a repository sees it whose locks are longer: these are within the last half of them.
+    with Repository.open(str(where), key, access=s3.access(lock_days=20)) as repository:
+        repository.prune()
+    after = {name: store.locked_until(name) for name in before}
+    same = [name for name in before if after[name] == before[name]]
+    assert [name.partition("/")[0] for name in same] == ["packs"]
+    in_20_days = datetime.now(UTC) + 20 * DAY
+    for name in before.keys() - same:
+        ends = after[name]
+        assert ends is not None
+        assert abs(ends - in_20_days) < DAY
+    with Repository.open(str(where), key, access=s3.access(lock_days=20)) as repository:
+        repository.prune()
+    assert {name: store.locked_until(name) for name in before} == after
+
+
 def test_locked_writes_survive_lost_answers(s3: S3Site, where: S3Location) -> None:
     with s3.proxy() as proxy:
         store = s3.store(where, proxy.endpoint, lock_days=3)
@@ -255,8 +310,8 @@ def test_a_repository_lives_in_a_bucket_that_locks(
             assert report.marked_bytes > 20 * CHUNK
             (reason,) = report.waiting_for
             assert reason.startswith("locks of the store on 1 packs, the last until 20")
-    for pack in versions(s3, where, "packs/"):
-        unlock(s3, where, pack["Key"].removeprefix(where.key("")), version=pack["VersionId"])
+    names = [pack["Key"].removeprefix(where.key("")) for pack in versions(s3, where, "packs/")]
+    wait_past(max([end_soon(s3, where, name) for name in names]))
     with Repository.open(str(where), key, access=access) as repository:
         report = repository.prune()
         assert (report.removed_packs, report.marked_packs, report.waiting_for) == (1, 0, ())

@@ -109,3 +109,26 @@ def test_no_nonce_is_used_twice_under_a_key(monkeypatch: pytest.MonkeyPatch) -> 
         _filled()[1].finish()
     assert count == 3 * 6
     assert len(used) == count
+
+
+def test_zeros_of_any_length_are_known_and_nothing_else_is() -> None:
+    codec = ChunkCodec(MASTER)
+    for length in (1, 4096, 4095, 4096, 1 << 20, 3 << 20):
+        data = bytearray(length)
+        assert codec.is_zero(bytes(data))
+        assert codec.is_zero(memoryview(data))
+        for at in {0, length // 2, length - 1}:
+            data[at] = 1
+            assert not codec.is_zero(memoryview(data))
+            data[at] = 0
+
+
+def test_chunks_of_every_level_are_read_alike() -> None:
+    data = b"".join(number.to_bytes(4, "little") for number in range(16 << 10))
+    reading = ChunkCodec(MASTER)
+    sizes = []
+    for level in (1, 3, 19):
+        packed = ChunkCodec(MASTER, level).pack(data)
+        sizes.append(len(packed.body))
+        assert reading.unpack(reading.name(data), packed) == data
+    assert sizes[0] > sizes[-1]

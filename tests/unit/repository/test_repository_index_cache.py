@@ -234,6 +234,16 @@ def test_opening_reads_only_what_is_new(store: MemoryStore, cache: IndexCache) -
     assert memory_rows(index) == len(names_of(10))
 
 
+def test_indexes_of_a_process_share_what_was_loaded(store: MemoryStore, cache: IndexCache) -> None:
+    put(store, 1, 2)
+    saved(store, cache)
+    one, two = (Index(cache).refresh(store, MASTER) for _ in range(2))
+    assert one._state.tables[0].table is two._state.tables[0].table
+    put(store, 3)
+    check_index(two.refresh(store, MASTER), wanted(1, 2, 3))
+    check_index(one, wanted(1, 2), absent(3))
+
+
 def test_what_does_not_fit_into_memory_is_read_once(store: MemoryStore, cache: IndexCache) -> None:
     for pack in range(10):
         put(store, pack)
@@ -534,6 +544,7 @@ def test_damage_never_makes_an_answer_wrong(
         for each, data in before.items():
             each.write_bytes(data)
         path.write_bytes(damaged)
+        cache = IndexCache(path.parent, REPOSITORY, SMALL)  # as another process would come to it
         index = Index(cache).refresh(store, MASTER)
         try:
             check_index(index, wanted(1, 2), absent(3))

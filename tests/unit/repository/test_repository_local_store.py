@@ -1,5 +1,6 @@
 """The directory store: atomic, never overwriting, explaining what went wrong."""
 
+import fcntl
 import os
 import signal
 from pathlib import Path
@@ -200,3 +201,103 @@ def test_names_cannot_leave_the_directory(store: LocalStore) -> None:
     for name in ("../x", "/etc/passwd", "a/../b", "", "a//b", "A"):
         with pytest.raises(ValueError, match="no object name"):
             store.get(name)
+
+
+def _failing_after(monkeypatch: pytest.MonkeyPatch, call: str, good: int, number: int = 5) -> None:
+    """The call fails from the time it has succeeded so often."""
+    real, done = getattr(os, call), []
+
+    def failing(*args: object, **more: object) -> object:
+        done.append(1)
+        if len(done) > good:
+            raise OSError(number, os.strerror(number))
+        return real(*args, **more)
+
+    monkeypatch.setattr(os, call, failing)
+
+
+def test_a_name_that_could_not_be_made_durable_is_taken_back(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder's next fsync would succeed, and say nothing of what the failed one had lost."""
+    store.put("points/first", [b"x"])
+    with monkeypatch.context() as patch:
+        _failing_after(patch, "fsync", 1)
+        with pytest.raises(RepositoryUnreachableError, match=r"Input/output error; look at"):
+            store.put("points/second", [b"x"])
+    assert [info.name for info in store.list("points/")] == ["points/first"]
+    store.put("points/second", [b"y"])
+    assert store.get("points/second") == b"y"
+
+
+def test_an_object_that_is_replaced_stays_though_an_fsync_fails(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("config", [b"old"])
+    with monkeypatch.context() as patch:
+        _failing_after(patch, "fsync", 1)
+        with pytest.raises(RepositoryUnreachableError):
+            store.replace("config", [b"new"])
+    assert store.get("config") in (b"old", b"new")
+
+
+def test_a_temporary_that_cannot_be_removed_is_a_leftover_at_once(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for work in (lambda: store.put("points/first", [b"x"]), lambda: store.join(b"text")):
+        with monkeypatch.context() as patch:
+            _failing_after(patch, "writev", 0)
+            _failing_after(patch, "unlink", 0)
+            with pytest.raises(RepositoryUnreachableError):
+                work()
+        (left,) = store.temporaries()
+        store.delete_temporary(left.name)
+        assert store.temporaries() == []
+
+
+def test_a_temporary_that_somebody_has_locked_since_stays(store: LocalStore) -> None:
+    """A writer may make its file before the look for leftovers, and lock it after."""
+    path = Path(store.location) / "tmp" / "ab"
+    path.parent.mkdir()
+    path.write_bytes(b"a pack that is being written")
+    (seen,) = store.temporaries()
+    with path.open("rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        store.delete_temporary(seen.name)
+        assert path.exists()
+    store.delete_temporary(seen.name)
+    assert not path.exists()
+
+
+def test_settling_reaches_the_folders_below(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("packs/ab/abcd", [b"x"])
+    store.put("packs/cd/cdef", [b"x"])
+    settled = []
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (settled.append(os.fstat(handle).st_ino), real(handle))[1]
+    )
+    store.settle("packs/")
+    root = Path(store.location) / "packs"
+    assert settled == [path.stat().st_ino for path in (root, root / "ab", root / "cd")]
+    store.settle("nowhere/")
+
+
+def test_a_session_that_speaks_while_it_is_looked_at_stays(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the open and the lock its file loses its name to a new one, and its own lock."""
+    session = store.join(b"one")
+    real = fcntl.flock
+
+    def speak_first(handle: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        session.say(b"two")
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", speak_first)
+    assert [seen.said for seen in store.sessions()] == [b"two"]
+    session.confirm()
+    session.end()
