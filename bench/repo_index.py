@@ -141,8 +141,7 @@ def _cold(rows: int) -> dict[str, float]:
 def _prune(rows: int) -> dict[str, float]:
     store, cache = _open(rows)
     keys = PackKeys(MASTER)
-    source = _Source(store, MASTER, ChunkCodec(MASTER), keys)
-    source.cache = cache
+    source = ChunkSource(store, MASTER, ChunkCodec(MASTER), keys, cache)
     began = time.perf_counter()
     plan = Pruner(store, MASTER, source, keys).plan()
     seconds = time.perf_counter() - began
@@ -152,18 +151,6 @@ def _prune(rows: int) -> dict[str, float]:
         "prune_plan_pages": store.shape.pages,
         "prune_plan_resident_bytes": _peak_bytes(),
     }
-
-
-class _Source(ChunkSource):
-    cache: IndexCache
-
-    def apart(self) -> Index:
-        return Index(self.cache).refresh(self._store, self._master)
-
-    def refresh(self) -> Index:
-        with self._lock:
-            self._index = (self._index or Index(self.cache)).refresh(self._store, self._master)
-            return self._index
 
 
 _PARTS: dict[str, Callable[[int], dict[str, float]]] = {

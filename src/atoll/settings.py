@@ -113,6 +113,8 @@ class RepositorySection(_Section):
     """
 
     location: str
+    # A folder of it for each repository; what is in it may be deleted at any time.
+    cache_directory: Path = Path("/var/cache/atoll")
     key_file: Path | None = None
     passphrase_file: Path | None = None
     compression: int = Field(default=DEFAULT_LEVEL, ge=1, le=19)

@@ -253,7 +253,12 @@ def _opened(settings: Settings, repository: RepositorySection, key: KeySource) -
     store = open_place(repository.location, repository.access)
     if repository.append_only:
         store = AppendOnlyStore(store)
-    return Repository(_paced(settings, store), key, compression=repository.compression)
+    return Repository(
+        _paced(settings, store),
+        key,
+        compression=repository.compression,
+        caches=repository.cache_directory,
+    )
 
 
 def _paced(settings: Settings, store: ObjectStore) -> ObjectStore:

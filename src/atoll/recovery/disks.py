@@ -212,8 +212,8 @@ def _pwrite_sparse(descriptor: int, content: bytes, offset: int) -> None:
     view = memoryview(content)
     begin: int | None = None
     for at in range(0, len(view), _HOLE_BYTES):
-        block = view[at : at + _HOLE_BYTES]
-        if block == _ZEROS[: len(block)]:
+        # One memcmp; comparing a memoryview would go byte by byte.
+        if content.startswith(_ZEROS[: len(view) - at], at):
             if begin is not None:
                 _pwrite(descriptor, view[begin:at], offset + begin)
             begin = None

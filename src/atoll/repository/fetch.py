@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from atoll.model.errors import RepositoryDamagedError
 from atoll.repository.chunks import ChunkCodec
-from atoll.repository.index import Index, Location
+from atoll.repository.index import Index, IndexCache, IndexCacheDamagedError, Location
 from atoll.repository.keys import MasterKey
 from atoll.repository.packs import (
     PACKS,
@@ -23,16 +23,22 @@ class ChunkSource:
 
     A name that the index in memory lacks is looked for in segments written since,
     then in the footers of packs that no readable segment lists, so a lost or
-    damaged segment costs time and nothing else.
+    damaged segment costs time and nothing else. So does a damaged cache of the index.
     """
 
     def __init__(
-        self, store: ObjectStore, master: MasterKey, codec: ChunkCodec, keys: PackKeys
+        self,
+        store: ObjectStore,
+        master: MasterKey,
+        codec: ChunkCodec,
+        keys: PackKeys,
+        cache: IndexCache | None = None,
     ) -> None:
         self._store = store
         self._master = master
         self._codec = codec
         self._keys = keys
+        self._cache = cache
         self._index: Index | None = None
         self._from_footers: dict[bytes, list[Location]] = {}
         self._footers_read: set[str] = set()
@@ -47,16 +53,33 @@ class ChunkSource:
     def refresh(self) -> Index:
         """Take in what was written to the store since, and forget what a prune removed."""
         with self._lock:
-            fresh = (self._index or Index()).refresh(self._store, self._master)
-            if fresh is not self._index:
-                self._from_footers.clear()
-                self._footers_read.clear()
-            self._index = fresh
-            return fresh
+            before = Index(self._cache) if self._index is None else self._index
+            return self._become(before.refresh(self._store, self._master))
+
+    def consolidate(self) -> Index:
+        """The same, and save what is worth it to the cache; for whoever is about to write."""
+        with self._lock:
+            try:
+                return self._become(self.refresh().consolidate(self._store, self._master))
+            except IndexCacheDamagedError:
+                return self._without_cache()
+
+    def _become(self, index: Index) -> Index:
+        if index is not self._index:
+            self._from_footers.clear()
+            self._footers_read.clear()
+        self._index = index
+        return index
+
+    def _without_cache(self) -> Index:
+        """Go on with what the store says, from now on."""
+        with self._lock:
+            self._cache = None
+            return self._become(Index().refresh(self._store, self._master))
 
     def apart(self) -> Index:
         """An index of the store as it is now that nobody else adds to."""
-        return Index().refresh(self._store, self._master)
+        return Index(self._cache).refresh(self._store, self._master)
 
     def add(self, segment: str, packs: Sequence[PackListing]) -> None:
         """Take in a segment this process has just written."""
@@ -129,8 +152,22 @@ class ChunkSource:
         chunk = self._keys.open_chunk(place.pack, place.entry, sealed)
         return self._codec.unpack(place.entry.name, chunk)
 
+    def __contains__(self, name: bytes) -> bool:
+        """Whether the index as this process knows it has the chunk."""
+        try:
+            return name in self.index
+        except IndexCacheDamagedError:
+            return name in self._without_cache()
+
+    def places(self, name: bytes) -> list[Location]:
+        """Where the chunk lies as far as this process knows."""
+        try:
+            return list(self.index.locations(name))
+        except IndexCacheDamagedError:
+            return list(self._without_cache().locations(name))
+
     def _locations(self, name: bytes) -> list[Location]:
-        found = list(self.index.locations(name))
+        found = self.places(name)
         if not found:
             with self._lock:
                 found = self._from_footers.get(name) or list(self.refresh().locations(name))

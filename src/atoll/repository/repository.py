@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from blake3 import blake3
+
 from atoll.model.errors import (
     ConfigurationError,
     RepositoryDamagedError,
@@ -36,6 +38,7 @@ from atoll.repository.holds import (
     wait_for_forgetting,
 )
 from atoll.repository.images import BlobRecord, DiskRecord, name_of
+from atoll.repository.index import IndexCache
 from atoll.repository.inspection import ByKey
 from atoll.repository.keys import KeySource
 from atoll.repository.mirror import Kind, MirrorReport, kind_of, mirror
@@ -88,6 +91,7 @@ class Repository:
         *,
         pack_bytes: int = PACK_BYTES,
         compression: int = DEFAULT_LEVEL,
+        caches: Path | None = None,
     ) -> None:
         """Open what is in `store`; see `open`."""
         self._config, self._master, slot = open_config(store, source_of_key)
@@ -96,7 +100,12 @@ class Repository:
         self._pack_bytes = pack_bytes
         self._codec = ChunkCodec(self._master, compression)
         self._keys = PackKeys(self._master)
-        self._source = ChunkSource(store, self._master, self._codec, self._keys)
+        cache = None
+        if caches is not None:
+            # Copies have the same id, and in one folder each would save over the other.
+            place = blake3(store.location.encode()).hexdigest(length=4)
+            cache = IndexCache(caches / f"{self._config.id}-{place}", self._config.id)
+        self._source = ChunkSource(store, self._master, self._codec, self._keys, cache)
         self._log = PointLog(store, self._master)
         self._holds = HoldLog(store, self._master)
         self._session: Session | None = None
@@ -125,13 +134,20 @@ class Repository:
         return cls(store, key)
 
     @classmethod
-    def open(cls, location: str | Path, key: KeySource, *, access: S3Access = _NO_ACCESS) -> Self:
-        """Open a repository.
+    def open(
+        cls,
+        location: str | Path,
+        key: KeySource,
+        *,
+        access: S3Access = _NO_ACCESS,
+        caches: Path | None = None,
+    ) -> Self:
+        """Open a repository. `caches` is a directory for what may be lost, one folder a repository.
 
         RepositoryUnreachableError if there is none, RepositoryKeyError if the key
         is not its, RepositoryDamagedError if its settings or key slots are broken.
         """
-        return cls(open_place(location, access), key)
+        return cls(open_place(location, access), key, caches=caches)
 
     def close(self) -> None:
         """End the writing session, if any, and let go of the store. Twice is harmless."""
@@ -441,7 +457,7 @@ class Repository:
             chunk_bytes=self._config.chunk_bytes,
             points=len(points),
             logical_bytes=sum(disk.size_bytes for point in points for disk in point.disks),
-            chunks=len(self._source.refresh()),
+            chunks=self._source.refresh().chunks,
             packs=len(sizes[PACKS]),
             stored_bytes=sum(map(sum, sizes.values())) + len(self._store.get("config")),
         )

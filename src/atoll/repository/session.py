@@ -69,7 +69,7 @@ class Session:
         """Roots of disks and blobs (hex) that this session stored or found stored."""
         self._presence = Presence(store, master, writes=True)
         try:
-            index = source.refresh()  # after the marks: nothing found from here on will be pruned
+            index = source.consolidate()  # after the marks: nothing found from here on is pruned
             whole = {
                 info.name.rpartition("/")[2]: info.size_bytes for info in own_objects(store, PACKS)
             }
@@ -97,8 +97,8 @@ class Session:
     def _is_stored(self, name: bytes) -> bool:
         """Whether the chunk is in a pack that is there and stays; else it is stored again."""
         if not self._gone:
-            return name in self._source.index
-        return any(place.pack not in self._gone for place in self._source.index.locations(name))
+            return name in self._source
+        return any(place.pack not in self._gone for place in self._source.places(name))
 
     def store(self, name: bytes, chunk: PackedChunk) -> int:
         """Seal a promised chunk into the open pack; returns the bytes added."""

@@ -203,6 +203,7 @@ class Keyring:
                     f"Slot {slot.name[:8]} is of the key that the settings name; name another there "
                     "first, or give --even-own."
                 )
+            self._store.settle(KEYS)  # the others may be of somebody who was killed in the middle
             self._store.delete(KEYS + slot.name)
         finally:
             lock.release()

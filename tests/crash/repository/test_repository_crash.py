@@ -176,7 +176,7 @@ def _resume(place: Path, key: KeyFile) -> None:
 SYSCALLS = ("open", "writev", "fsync", "link", "rename", "unlink", "mkdir")
 
 
-@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("step", [17, pytest.param(1, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("what", WORK)
 def test_every_system_call_that_changes_the_directory(
     memory: Path, key: KeyFile, what: str, step: int, monkeypatch: pytest.MonkeyPatch

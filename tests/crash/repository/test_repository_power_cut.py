@@ -312,7 +312,7 @@ KILLED_AND_NEXT: dict[str, tuple[Work, Work, Work, set[str]]] = {
 
 
 @pytest.mark.parametrize("how", ["killed", "failed"])
-@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("who", KILLED_AND_NEXT)
 def test_what_a_killed_process_left_half_done_is_not_relied_on(
     key: KeyFile, who: str, step: int, how: str

@@ -159,7 +159,17 @@ def zeroed(data: bytes) -> bytes:
     return bytes(len(data))
 
 
-@pytest.mark.parametrize("how", [cut, half, extended, doubled, emptied, zeroed])
+@pytest.mark.parametrize(
+    "how",
+    [
+        cut,
+        zeroed,
+        *(
+            pytest.param(each, marks=pytest.mark.soak)
+            for each in (half, extended, doubled, emptied)
+        ),
+    ],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_object_of_another_length_or_without_content(
     place: Path, key: KeyFile, kind: str, how: Callable[[bytes], bytes]

@@ -277,7 +277,7 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize("step", [8, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("step", [25, pytest.param(1, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("for_good", [False, True])
 @pytest.mark.parametrize("number", ERRORS)
 @pytest.mark.parametrize("what", WORK)
