@@ -36,7 +36,7 @@ from bench.report import Figure, figure, high_figure, publish, published, say
 
 ROUNDS = 3
 SAME_SIZE_LEVEL = 3
-"""The lowest level at which three VMs and a day take no more than restic's."""
+"""The level at which one disk takes about as much as in restic, which `full_stored_bytes_*` show."""
 _SPARSE_BYTES = (DISK_BYTES, 64 << 30, 512 << 30)
 Costs = Mapping[str, Sequence[Cost]]
 

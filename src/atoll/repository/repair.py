@@ -30,7 +30,7 @@ from atoll.repository.reindex import rebuild_index
 from atoll.repository.relisting import list_packs, relist
 from atoll.repository.sealing import halves, twice
 from atoll.repository.store import MissingObjectError, ObjectStore
-from atoll.repository.verify import VerifyReport
+from atoll.repository.verify import Verifier, VerifyReport
 
 Fetch = Callable[[bytes], bytes]
 """A chunk's content by its name, from a second repository; RepositoryDamagedError if it has none."""
@@ -76,33 +76,55 @@ class Repairer:
         self._other = other
         self._fetch = fetch
         self._pack_bytes = pack_bytes
-        self.healed: list[str] = []
-        self.rewritten: list[str] = []
-        self.left: list[str] = []
-        self.fetched = 0
-        self.lost: set[bytes] = set()
+        self._healed: list[str] = []
+        self._rewritten: list[str] = []
+        self._left: list[str] = []
+        self._fetched_chunks = 0
+        self._lost: set[bytes] = set()
 
-    def run(self, found: VerifyReport, lost: set[bytes]) -> None:
-        """Mend what can be; `lost` are the chunks that the verify missed. Again is harmless."""
-        packs = [each.object for each in found.damaged if each.object.startswith(PACKS)]
-        for damage in found.damaged:
-            if not damage.object.startswith((PACKS, INDEX)):
-                (self.healed if self._second_half(damage.object) else self.left).append(
-                    damage.object
-                )
-        indexed = self._mend_packs([name for name in packs if name != PACKS])
-        self.fetch(lost - self.lost - indexed)
-        if any(damage.object.startswith(INDEX) for damage in found.damaged):
+    def run(self, verifier: Verifier, trace: Callable[[], Verifier]) -> RepairReport:
+        """Mend what the verify finds, as far as can be. Again is harmless.
+
+        `trace` makes a verify that reads no packs and only follows what is there.
+        """
+        found = verifier.run()
+        self._mend(found, verifier.lost)
+        while True:
+            again = trace()
+            remaining = again.run()
+            # What lies below a page that came back is known only now.
+            if not self._fetch_all(again.lost):
+                break
+        self._note_lost(again.lost)
+        return RepairReport(
+            tuple(self._healed),
+            tuple(self._rewritten),
+            self._fetched_chunks,
+            len(self._lost),
+            tuple(self._left),
+            remaining,
+        )
+
+    def _mend(self, found: VerifyReport, lost: set[bytes]) -> None:
+        names = [damage.object for damage in found.damaged]
+        for name in names:
+            if not name.startswith((PACKS, INDEX)):
+                (self._healed if self._second_half(name) else self._left).append(name)
+        packs = [name for name in names if name.startswith(PACKS) and name != PACKS]
+        whole = self._mend_packs(packs)
+        self._fetch_all(lost - self._lost - whole)
+        segments = [name for name in names if name.startswith(INDEX)]
+        if segments:
             rebuild_index(self._store, self._master, self._source, self._keys)
-            self.healed += [each.object for each in found.damaged if each.object.startswith(INDEX)]
+            self._healed += segments
 
-    def finish(self, lost: set[bytes]) -> None:
+    def _note_lost(self, lost: set[bytes]) -> None:
         """Note what is lost in the end, `lost` among it."""
         index = self._source.refresh()
-        self.lost = {name for name in self.lost | lost if name not in index}
+        self._lost = {name for name in self._lost | lost if name not in index}
         drop_found(self._store, self._master, index)
         note_lost(
-            self._store, self._master, self.lost - read_lost(self._store, self._master, index)
+            self._store, self._master, self._lost - read_lost(self._store, self._master, index)
         )
 
     def _second_half(self, name: str) -> bool:
@@ -131,7 +153,7 @@ class Repairer:
             pack = name.rpartition("/")[2]
             entries = listed.get(pack)
             if self._from_other(name, pack, entries):
-                self.healed.append(name)
+                self._healed.append(name)
                 continue
             held, chunks = self._salvage(name, pack, entries)
             for entry, chunk in chunks:
@@ -141,15 +163,15 @@ class Repairer:
                     written.append(put_pack(self._store, filling))
                     filling = OpenPack(self._keys)
             doomed.add(pack)
-            self.rewritten.append(name)
-            self.lost.update(entry.name for entry in held)
+            self._rewritten.append(name)
+            self._lost.update(entry.name for entry in held)
         if not filling.empty:
             written.append(put_pack(self._store, filling))
         list_packs(self._store, self._master, written)
         relist(self._store, self._master, self._source.refresh().segments, doomed)
         for pack in sorted(doomed):
             self._store.delete(object_name(pack))
-        self.lost -= whole
+        self._lost -= whole
         return whole
 
     def _listed(self, packs: set[str]) -> dict[str, tuple[PackEntry, ...]]:
@@ -201,12 +223,12 @@ class Repairer:
             content = self._fetch(name)
         except RepositoryDamagedError:
             return None
-        self.fetched += 1
+        self._fetched_chunks += 1
         return content
 
-    def fetch(self, names: set[bytes]) -> bool:
+    def _fetch_all(self, names: set[bytes]) -> bool:
         """Chunks that no pack holds, from the second repository; whether it gave any."""
-        before = self.fetched
+        before = self._fetched_chunks
         filling = OpenPack(self._keys)
         written: list[PackListing] = []
         index = self._source.refresh()
@@ -223,4 +245,4 @@ class Repairer:
         if not filling.empty:
             written.append(put_pack(self._store, filling))
         list_packs(self._store, self._master, written)
-        return self.fetched > before
+        return self._fetched_chunks > before

@@ -2,11 +2,9 @@
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,7 +14,6 @@ from blake3 import blake3
 from atoll.model.errors import (
     ConfigurationError,
     RepositoryDamagedError,
-    RepositoryUnreachableError,
     RunConflictError,
     UnknownPointError,
 )
@@ -46,9 +43,9 @@ from atoll.repository.packs import PACK_BYTES, PACKS, PackKeys
 from atoll.repository.pages import ChunkTable
 from atoll.repository.places import create_place, open_place
 from atoll.repository.points import PointLog, find_point
-from atoll.repository.presence import Presence
 from atoll.repository.prune import PrunePlan, Pruner, PruneReport
 from atoll.repository.reach import lost_extents
+from atoll.repository.readers import Readers
 from atoll.repository.reading import ImageReader
 from atoll.repository.reindex import rebuild_index
 from atoll.repository.repair import Repairer, RepairReport
@@ -109,8 +106,7 @@ class Repository:
         self._log = PointLog(store, self._master)
         self._holds = HoldLog(store, self._master)
         self._session: Session | None = None
-        self._reading: Presence | None = None
-        self._readers: Counter[str] = Counter()
+        self._readers = Readers(store, self._master)
         self._lock = threading.RLock()
 
     @classmethod
@@ -154,7 +150,7 @@ class Repository:
         with self._lock:
             self.abandon()
             try:
-                self._end_reading()
+                self._readers.end()
             finally:
                 self._store.close()
 
@@ -316,7 +312,7 @@ class Repository:
         are missing or not what was written, UnknownPointError if the point was forgotten meanwhile.
         """
         self._settle(image.root)
-        let_go = self._stay(image.root)
+        let_go = self._kept(image.root)
         try:
             return ImageReader(self._source, self._record(image), closed=let_go)
         except BaseException:
@@ -397,8 +393,6 @@ class Repository:
                 "another; name a repository that `atoll repo copy` made of this one."
             )
         with self._maintenance():
-            verifier = self._verifier(progress, choose, checked)
-            found = verifier.run()
             repairer = Repairer(
                 self._store,
                 self._master,
@@ -409,23 +403,12 @@ class Repository:
                 other._source.get if other is not None else None,
                 self._pack_bytes,
             )
-            repairer.run(found, verifier.lost)
-            self._log = PointLog(self._store, self._master)
-            while True:
-                again = self._verifier(choose=lambda sizes: ())
-                remaining = again.run()
-                # What lies below a page that came back is known only now.
-                if not repairer.fetch(again.lost):
-                    break
-            repairer.finish(again.lost)
-            return RepairReport(
-                tuple(repairer.healed),
-                tuple(repairer.rewritten),
-                repairer.fetched,
-                len(repairer.lost),
-                tuple(repairer.left),
-                remaining,
+            report = repairer.run(
+                self._verifier(progress, choose, checked),
+                lambda: self._verifier(choose=lambda sizes: ()),
             )
+            self._log = PointLog(self._store, self._master)
+            return report
 
     def kind_of(self, place: ObjectStore) -> Kind:
         """What lies at a place that this repository is to be copied to."""
@@ -594,44 +577,18 @@ class Repository:
             if self._session is not None and name in self._session.made:
                 self._session.flush()
 
-    def _stay(self, root: str) -> Callable[[], None]:
-        """Have a committed image stay, if others can be told, until what this returns is called."""
+    def _kept(self, root: str) -> Callable[[], None]:
+        """Have an image stay until what this returns is called; what is not committed does anyway."""
         with self._lock:
             if self._session is not None and root in self._session.made:
                 return lambda: None
-            try:
-                if self._reading is None:
-                    self._reading = Presence(self._store, self._master, writes=False)
-                self._reading.keep([root])
-            except RepositoryUnreachableError:
-                return lambda: None  # it may be read from a read-only copy, or a full disk
-            self._readers[root] += 1
-        let_go = partial(self._let_go, root)
+        let_go = self._readers.keep(root)
         if not any(disk.root == root for point in self.points() for disk in point.disks):
             let_go()
             raise UnknownPointError(
                 "The restore point was forgotten a moment ago; list the points and choose another."
             )
         return let_go
-
-    def _let_go(self, root: str) -> None:
-        with self._lock:
-            if self._reading is None:
-                return
-            self._readers[root] -= 1
-            if self._readers[root]:
-                return
-            del self._readers[root]
-            if self._readers:
-                self._reading.let_go(root)
-            else:
-                self._end_reading()
-
-    def _end_reading(self) -> None:
-        reading, self._reading = self._reading, None
-        self._readers.clear()
-        if reading is not None:
-            reading.end()
 
     def _parent(
         self, session: Session, image: DiskImage, extents: list[Extent]
