@@ -85,7 +85,9 @@ def test_up_again_starts_what_died_and_keeps_what_lives(lab: LiveLab, other: Liv
 def test_down_leaves_nothing(lab: LiveLab, other: LiveLab) -> None:
     """Not in the middle of a run, where it is refused; else all of it, also when called once more."""
     runtime = runtime_directory(other.name)
-    with other.start("backup", *VMS, "--full") as backup:
+    # So that it copies for longer than another command takes to start.
+    slow = other.settings("slow", {"limits.read_mib_per_second": 40})
+    with other.start("backup", *VMS, "--full", settings=slow) as backup:
         assert backup.stderr is not None
         said = iter(backup.stderr.readline, b"")
         assert any(b"copying" in line for line in said)

@@ -136,10 +136,15 @@ class LiveLab:
     ) -> Path:
         """A copy of the settings with changes, keyed `section.name`; one file for each `name`.
 
+        A section that it does not have is added.
+
         It lies beside the original, so that relative paths in it mean the same.
         """
         lines, section = [], ""
-        for line in self.places.settings.read_text().splitlines():
+        here = self.places.settings.read_text().splitlines()
+        sections = {line.strip("[]") for line in here if line.startswith("[")}
+        missing = {key.partition(".")[0] for key in changes} - sections
+        for line in [*here, *(f"[{each}]" for each in sorted(missing))]:
             if line.startswith("["):
                 section = line.strip("[]")
                 lines.append(line)
