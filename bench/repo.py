@@ -146,11 +146,13 @@ def incremental(disks: DiskSet, at: Path, rounds: int) -> list[Figure]:
         peer.backup(disks.vm2, "vm2")
     kept = {peer.name: at / f"kept-{peer.name}" for peer in peers}
     for peer in peers:
-        shutil.copytree(peer.place, kept[peer.name])
+        for part in _parts(peer):
+            shutil.copytree(part, kept[peer.name] / part.name)
 
     def work(peer: Peer, turn: int) -> Cost:
-        shutil.rmtree(peer.place)
-        shutil.copytree(kept[peer.name], peer.place)
+        for part in _parts(peer):
+            shutil.rmtree(part)
+            shutil.copytree(kept[peer.name] / part.name, part)
         if peer is atoll:
             return atoll.increment(disks.day2, "day2", "vm2", disks.changed)
         return peer.backup(disks.day2, "day2")
@@ -174,6 +176,11 @@ def incremental(disks: DiskSet, at: Path, rounds: int) -> list[Figure]:
         remove(each)
         shutil.rmtree(kept[each.name])
     return found + _sizes(disks, at, rounds)
+
+
+def _parts(peer: Peer) -> list[Path]:
+    """A repository and what Borg knows of it elsewhere: it refuses one that is older than it knew."""
+    return [part for part in (peer.place, Path(f"{peer.place}.base")) if part.exists()]
 
 
 def _sizes(disks: DiskSet, at: Path, rounds: int) -> list[Figure]:
