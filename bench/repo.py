@@ -171,7 +171,7 @@ def incremental(disks: DiskSet, at: Path, rounds: int) -> list[Figure]:
         _verify(peer, disks.day2, "day2", at)
     for peer, name in ((restic, "restic"), (borg, "borg")):
         ours, theirs = _cpu(costs[atoll.name]), _cpu(costs[peer.name])
-        found.append(_better(f"incremental_cpu_vs_{name}", peer.name, theirs, ours))
+        found.append(_better(f"incremental_vs_{name}", peer.name, theirs, ours))
     for each in peers:
         remove(each)
         shutil.rmtree(kept[each.name])

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from atoll.model.consistency import Consistency, ConsistencyProof
 from atoll.model.points import DiskImage, RestorePoint
 from atoll.repository.chunks import NAME_BYTES, RAW, ChunkCodec, PackedChunk
-from atoll.repository.images import DiskRecord
+from atoll.repository.images import FIXED, PAGE_NAMES, DiskRecord, levels
 from atoll.repository.keys import MasterKey
 from atoll.repository.local import LocalStore
 from atoll.repository.packs import (
@@ -29,7 +29,7 @@ from atoll.repository.packs import (
     PackListing,
     object_name,
 )
-from atoll.repository.pages import PAGE_BYTES, PAGE_NAMES, levels
+from atoll.repository.pages import PAGE_BYTES
 from atoll.repository.points import PointLog
 from atoll.repository.sealing import seal
 from atoll.repository.segments import INDEX, KIND, ROW, write_segment
@@ -178,7 +178,7 @@ class _Maker:
                 self._put(whole[at : at + PAGE_BYTES].ljust(PAGE_BYTES, b"\0"))
                 for at in range(0, len(whole), PAGE_BYTES)
             ]
-        return self._put(DiskRecord(count * CHUNK_BYTES, CHUNK_BYTES, names[0]).to_bytes())
+        return self._put(DiskRecord(count * CHUNK_BYTES, CHUNK_BYTES, names[0], FIXED).to_bytes())
 
     def _put(self, data: bytes) -> bytes:
         name = self._codec.name(data)

@@ -1,9 +1,8 @@
 """What the stages of a copy cost by themselves, and what the copy costs, with the same data.
 
 `python -m bench.repo_stages DISK DIRECTORY ROUNDS` prints both as JSON: processor seconds of each stage,
-and of the whole, in one process. The stages are called as the copy calls them (chunks of 256 KiB read
-1 MiB at a time), one after the other in one thread, with nothing between the clock's two looks but the
-library's own call.
+and of the whole, in one process. The stages are called as the copy calls them (2 MiB read at a time, cut into
+chunks), one after the other in one thread, with nothing between the clock's two looks but the call itself.
 """
 
 import json
@@ -12,22 +11,24 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import zstandard
 from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from atoll.blocks.readers import FileReader
 from atoll.model.extents import align, complement, merge
-from atoll.repository.config import DEFAULT_CHUNK_BYTES
+from atoll.repository.cutting import BLOCK_BYTES, Cut, Cutter
 from atoll.repository.keys import KeyFile
 from atoll.repository.packs import PACK_BYTES
 from atoll.repository.repository import Repository
 from bench import repo_atoll
 
-_READ_BYTES = 1 << 20
+_READ_BYTES = 2 << 20
 _PARTS = 512
 T = TypeVar("T")
 
@@ -50,11 +51,11 @@ def stages(disk: Path, directory: Path) -> dict[str, float]:
     clock = _Clock()
     reader = FileReader(disk)
     size = reader.size_bytes
-    wanted = align(complement(merge(reader.holes()), size), DEFAULT_CHUNK_BYTES, size)
+    wanted = align(complement(merge(reader.holes()), size), BLOCK_BYTES, size)
+    cutter = Cutter(np.uint64(int.from_bytes(os.urandom(8), "little") | 1), 64)
     compressor = zstandard.ZstdCompressor(level=1)
     key = os.urandom(32)
     cipher = AESGCM(key)
-    zeros = bytearray(DEFAULT_CHUNK_BYTES)
     known: set[bytes] = set()
     pack: list[bytes] = []
     packed = packs = 0
@@ -62,12 +63,13 @@ def stages(disk: Path, directory: Path) -> dict[str, float]:
         for offset in range(extent.offset, extent.end, _READ_BYTES):
             length = min(_READ_BYTES, extent.end - offset)
             data = memoryview(clock.take("read", lambda: reader.read(offset, length)))  # noqa: B023
+            cuts = clock.take("cut", lambda: _cut(cutter, data))  # noqa: B023
+            ends = list(accumulate((cut.blocks * BLOCK_BYTES for cut in cuts), initial=0))
             chunks = [
-                data[at : at + DEFAULT_CHUNK_BYTES] for at in range(0, length, DEFAULT_CHUNK_BYTES)
+                data[start:end]
+                for cut, (start, end) in zip(cuts, pairwise(ends), strict=True)
+                if not cut.zero
             ]
-            whole = [len(chunk) == len(zeros) for chunk in chunks]
-            empty = clock.take("zero test", lambda: [zeros == chunk for chunk in chunks])  # noqa: B023
-            chunks = [c for c, z, w in zip(chunks, empty, whole, strict=True) if not (z and w)]
             names = clock.take(
                 "BLAKE3",
                 lambda: [blake3(chunk, key=key).digest() for chunk in chunks],  # noqa: B023
@@ -93,6 +95,10 @@ def stages(disk: Path, directory: Path) -> dict[str, float]:
     clock.take("write", lambda: _write(directory / str(packs), pack))
     reader.close()
     return clock.seconds
+
+
+def _cut(cutter: Cutter, data: memoryview) -> list[Cut]:
+    return cutter.cut(cutter.marks(data), last=True, in_zeros=False)[0]
 
 
 def _write(path: Path, parts: list[bytes]) -> None:

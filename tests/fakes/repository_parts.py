@@ -4,20 +4,15 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from atoll.model.consistency import ApplicationState, Consistency, ConsistencyProof, Hold
 from atoll.model.errors import RepositoryUnreachableError
 from atoll.model.extents import Extent
 from atoll.model.points import DiskImage, RestorePoint
 from atoll.repository.copying import CopiedDisk
-from atoll.repository.store import (
-    Buffer,
-    ObjectInfo,
-    ObjectStore,
-    SessionSeen,
-    StoreLock,
-    StoreSession,
-)
+from atoll.repository.store import Buffer, ObjectStore
+from atoll.repository.wrapping import WrappedStore
 
 CHUNK = 4096
 
@@ -93,7 +88,7 @@ def point(identity: str, *disks: DiskImage, vm: str = "db1", at: float = 1000.0)
     )
 
 
-class CountingStore:
+class CountingStore(WrappedStore):
     """A store that counts its changes, and at the `fail_at`-th raises or kills the process.
 
     `when` says whether the change has been made by then. `fired` says whether it came to that.
@@ -102,14 +97,33 @@ class CountingStore:
     def __init__(
         self, inner: ObjectStore, fail_at: int = 0, when: str = "before", how: str = "raise"
     ) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.changes = 0
         self.fired = False
         self._fail_at, self._when, self._how = fail_at, when, how
 
-    @property
-    def location(self) -> str:
-        return self.inner.location
+    def put(self, name: str, parts: Sequence[Buffer]) -> None:
+        with self._change():
+            self.inner.put(name, parts)
+
+    def replace(self, name: str, parts: Sequence[Buffer]) -> None:
+        with self._change():
+            self.inner.replace(name, parts)
+
+    def delete(self, name: str) -> None:
+        with self._change():
+            self.inner.delete(name)
+
+    def delete_temporary(self, name: str) -> None:
+        with self._change():
+            self.inner.delete_temporary(name)
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        self.changes += 1
+        self._strike("before")
+        yield
+        self._strike("after")
 
     def _strike(self, when: str) -> None:
         if self.changes == self._fail_at and when == self._when:
@@ -117,60 +131,6 @@ class CountingStore:
             if self._how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RepositoryUnreachableError("The store failed on purpose; run again.")
-
-    def put(self, name: str, parts: Sequence[Buffer]) -> None:
-        self.changes += 1
-        self._strike("before")
-        self.inner.put(name, parts)
-        self._strike("after")
-
-    def replace(self, name: str, parts: Sequence[Buffer]) -> None:
-        self.changes += 1
-        self._strike("before")
-        self.inner.replace(name, parts)
-        self._strike("after")
-
-    def delete(self, name: str) -> None:
-        self.changes += 1
-        self._strike("before")
-        self.inner.delete(name)
-        self._strike("after")
-
-    def get(self, name: str) -> bytes:
-        return self.inner.get(name)
-
-    def get_range(self, name: str, offset: int, length: int) -> bytes:
-        return self.inner.get_range(name, offset, length)
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        return self.inner.list(prefix)
-
-    def settle(self, prefix: str) -> None:
-        self.inner.settle(prefix)
-
-    def renew(self, names: Iterable[str]) -> None:
-        self.inner.renew(names)
-
-    def temporaries(self) -> Sequence[ObjectInfo]:
-        return self.inner.temporaries()
-
-    def delete_temporary(self, name: str) -> None:
-        self.changes += 1
-        self._strike("before")
-        self.inner.delete_temporary(name)
-        self._strike("after")
-
-    def join(self, text: bytes) -> StoreSession:
-        return self.inner.join(text)
-
-    def sessions(self) -> Sequence[SessionSeen]:
-        return self.inner.sessions()
-
-    def maintain(self) -> StoreLock:
-        return self.inner.maintain()
-
-    def close(self) -> None:
-        self.inner.close()
 
 
 class Interposed:

@@ -12,7 +12,7 @@ from atoll.cli.storage.arguments import ask
 from atoll.model.errors import UnknownPointError
 from atoll.model.points import RestorePoint
 from atoll.model.retention import Retention, Verdict, Why
-from atoll.repository.prune import PrunePlan, PruneReport
+from atoll.repository.prune import WASTE, PrunePlan, PruneReport
 from atoll.service import retention as service
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -113,7 +113,7 @@ def _show_preview(found: service.PrunePreview, retention: Retention, *, json: bo
     going = sum(verdict.goes for verdict in found.verdicts)
     out.print(
         f"{_counted(going, 'restore point')} of {len(found.verdicts)} would go, and about "
-        f"{size(_coming_back(found.plan))} of space come back. Nothing was changed."
+        f"{size(_coming_back(found.plan))} of space come back.{_kept(found.plan)} Nothing was changed."
     )
 
 
@@ -141,7 +141,17 @@ def _space(space: PruneReport) -> str:
             f" {size(space.marked_bytes)} more can go with the next prune, once these have ended: "
             f"{'; '.join(space.waiting_for)}."
         )
-    return said
+    return said + _kept(space)
+
+
+def _kept(space: PrunePlan | PruneReport) -> str:
+    """What is wasted and stays so, and why."""
+    if not space.kept_bytes:
+        return ""
+    return (
+        f" {size(space.kept_bytes)} that nobody needs stay in packs that are needed for the most part: "
+        f"one is written anew once more than {WASTE:.0%} of it is wasted."
+    )
 
 
 def _coming_back(plan: PrunePlan) -> int:

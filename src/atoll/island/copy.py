@@ -10,7 +10,7 @@ from atoll.blocks.readers import MappedReader
 from atoll.blocks.vmfs import VmfsVolume, open_volumes
 from atoll.model.consistency import ConsistencyProof
 from atoll.model.errors import RepositoryDamagedError, UnprotectableVmError
-from atoll.model.extents import Extent, align, complement, merge, total_bytes
+from atoll.model.extents import Extent, complement, merge, total_bytes
 from atoll.model.plan import PlannedDisk, PlannedVm
 from atoll.model.points import DiskImage, RestorePoint
 from atoll.model.progress import Progress
@@ -187,8 +187,11 @@ def _disk_work(
         changed = {lun: view.changes(lun, parent_point.snapshot) for lun in disk_map.luns}
         extents = changed_disk_extents(old, disk_map, changed)
     size = disk_map.size_bytes
-    wanted = list(complement(merge(reader.holes()), size)) if extents is None else extents
-    to_read = total_bytes(align(wanted, repository.chunk_bytes, size))
+    if extents is None or parent is None:
+        changed_bytes = to_read = total_bytes(complement(merge(reader.holes()), size))
+    else:
+        changed_bytes = total_bytes(extents)
+        to_read = repository.bytes_to_copy(extents, parent, size)
     return _DiskWork(
         reader=reader,
         disk_map=disk_map,
@@ -204,7 +207,7 @@ def _disk_work(
             extent_map="",
             luns=tuple(disk_map.luns),
             read_bytes=0,
-            changed_bytes=total_bytes(wanted),
+            changed_bytes=changed_bytes,
             stored_bytes=0,
             group=planned.group,
         ),

@@ -1,20 +1,14 @@
 """A store that this machine only ever adds to, whoever gives the command."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 from atoll.model.errors import ConfigurationError
-from atoll.repository.store import (
-    Buffer,
-    ObjectInfo,
-    ObjectStore,
-    SessionSeen,
-    StoreLock,
-    StoreSession,
-)
+from atoll.repository.store import Buffer, ObjectStore, StoreLock
+from atoll.repository.wrapping import WrappedStore
 
 
-class AppendOnlyStore:
+class AppendOnlyStore(WrappedStore):
     """Refuses with ConfigurationError to delete, replace or tidy anything but what it has put itself.
 
     It guards against mistakes and against what was made from stolen credentials of a command, not against
@@ -22,24 +16,19 @@ class AppendOnlyStore:
     """
 
     def __init__(self, inner: ObjectStore) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._own: set[str] = set()
-
-    @property
-    def location(self) -> str:
-        """Where the store is."""
-        return self._inner.location
 
     def put(self, name: str, parts: Sequence[Buffer]) -> None:
         """Write a new object."""
-        self._inner.put(name, parts)
+        self.inner.put(name, parts)
         self._own.add(name)
 
     def delete(self, name: str) -> None:
         """Take back what was put a moment ago; nothing else goes."""
         if name not in self._own:
             self._refuse()
-        self._inner.delete(name)
+        self.inner.delete(name)
 
     def replace(self, name: str, parts: Sequence[Buffer]) -> None:
         """Refused."""
@@ -52,42 +41,6 @@ class AppendOnlyStore:
     def maintain(self) -> StoreLock:
         """Refused."""
         self._refuse()
-
-    def get(self, name: str) -> bytes:
-        """The whole object."""
-        return self._inner.get(name)
-
-    def get_range(self, name: str, offset: int, length: int) -> bytes:
-        """Part of it."""
-        return self._inner.get_range(name, offset, length)
-
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """What there is."""
-        return self._inner.list(prefix)
-
-    def settle(self, prefix: str) -> None:
-        """Make durable what others put."""
-        self._inner.settle(prefix)
-
-    def renew(self, names: Iterable[str]) -> None:
-        """Have what is kept be locked for longer."""
-        self._inner.renew(names)
-
-    def temporaries(self) -> Sequence[ObjectInfo]:
-        """What others left."""
-        return self._inner.temporaries()
-
-    def join(self, text: bytes) -> StoreSession:
-        """A session; its own object may go, being no part of what is kept."""
-        return self._inner.join(text)
-
-    def sessions(self) -> Sequence[SessionSeen]:
-        """Sessions that go on."""
-        return self._inner.sessions()
-
-    def close(self) -> None:
-        """Let go of the store."""
-        self._inner.close()
 
     def _refuse(self) -> NoReturn:
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""The pipe that fills the repository: read, find zeros, name, compress, and store what is new."""
+"""The pipe that fills the repository: read, cut into chunks, name, compress, and store what is new."""
 
 import os
 from collections import deque
@@ -7,16 +7,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from atoll.model.errors import StorageUnreachableError
 from atoll.model.extents import Extent, align, complement, merge
 from atoll.model.readers import BlockReader
 from atoll.repository.chunks import ZERO_NAME, ChunkCodec, PackedChunk
-from atoll.repository.images import DiskRecord
+from atoll.repository.cutting import BLOCK_BYTES, Cutter, Marks
+from atoll.repository.images import PAGE_NAMES
 from atoll.repository.memory import keep_memory
 from atoll.repository.pages import ChunkTable, TableWriter
 from atoll.repository.session import Session
+from atoll.repository.store import Buffer
 
-_JOB_BYTES = 1 << 20
+_READ_BYTES = 2 << 20
+_PACK_BYTES = 1 << 20
 _JOBS_AHEAD = 3
 
 
@@ -26,7 +31,7 @@ class CopiedDisk:
 
     `root` names it (hex). `stored_bytes` is what it added to the repository,
     tables included. `new_chunks` were stored, `known_chunks` were there already,
-    `zero_chunks` hold nothing; chunks taken over from the parent are not counted.
+    `zero_bytes` were read and hold nothing; chunks taken over from the parent are not counted.
     """
 
     root: str
@@ -35,21 +40,40 @@ class CopiedDisk:
     stored_bytes: int
     new_chunks: int
     known_chunks: int
-    zero_chunks: int
+    zero_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class ParentImage:
-    """The image an increment starts from."""
+Reached = Callable[[int, Callable[[], str]], None]
+"""Told how far a copy has come (all below that offset is done) and what gives the root so far."""
 
-    table: ChunkTable
-    size_bytes: int
+
+class _Part(NamedTuple):
+    """Bytes to be read; `last` if nothing follows that they may be in one chunk with."""
+
+    extent: Extent
+    last: bool
+
+
+class _Seen(NamedTuple):
+    """A part that was read and looked at."""
+
+    data: memoryview
+    marks: Marks
+
+
+class _Cut(NamedTuple):
+    """A chunk that was cut; zeros have no data."""
+
+    start: int
+    length: int
+    data: Buffer | None
 
 
 class _Done(NamedTuple):
-    """A chunk that was looked at; `packed` is set if it has to be stored."""
+    """A chunk that was named; `packed` is set if it has to be stored."""
 
-    number: int
+    start: int
+    length: int
     name: bytes
     packed: PackedChunk | None
 
@@ -57,24 +81,28 @@ class _Done(NamedTuple):
 def copy_disk(
     session: Session,
     codec: ChunkCodec,
+    cutter: Cutter,
     chunk_bytes: int,
     reader: BlockReader,
     extents: Iterable[Extent] | None,
-    parent: ParentImage | None,
+    parent: ChunkTable | None,
     progress: Callable[[int], None] | None = None,
     threads: int | None = None,
+    reached: Reached | None = None,
 ) -> CopiedDisk:
     """Copy a disk and return its root. On any error the session is void.
 
-    Worker threads read, name and compress about 1 MiB at a time; this thread
-    takes their results in order, seals and packs. At most three jobs a worker
-    are under way, which bounds memory and holds reading back when writing is slow.
+    Worker threads read and mark blocks, 2 MiB at a time, and name and compress chunks, about 1 MiB at a
+    time; this thread cuts, takes results in order, seals and packs. How much is under way is bounded,
+    which bounds memory and holds reading back when writing is slow.
     """
     keep_memory()
     size = reader.size_bytes
     workers = threads or max(2, os.cpu_count() or 2)
-    wanted = _wanted(reader, extents, parent, chunk_bytes)
-    chunks = -(-size // chunk_bytes)
+    if extents is None:
+        wanted = align(complement(merge(reader.holes()), size), BLOCK_BYTES, size)
+    else:
+        wanted = whole_chunks(extents, parent, size)
     stored = new = known = zero = read = 0
 
     def put(page: bytes) -> bytes:
@@ -83,36 +111,51 @@ def copy_disk(
         stored += added
         return name
 
-    table = TableWriter(parent.table if parent else None, chunks, put)
-    waiting: deque[tuple[Future[list[_Done]], int]] = deque()
+    def so_far() -> str:
+        return put(table.as_it_stands().to_bytes()).hex()
+
+    table = TableWriter(parent, size, chunk_bytes, put)
+    reading: deque[tuple[list[_Part], Future[list[_Seen]]]] = deque()
+    packing: deque[Future[list[_Done]]] = deque()
+    joiner = _Joiner(cutter)
 
     def take() -> None:
         nonlocal stored, new, known, zero, read
-        future, length = waiting.popleft()
-        for number, name, packed in future.result():
-            table.set(number, name)
+        taken = 0
+        for start, length, name, packed in packing.popleft().result():
+            table.set(start, length, name)
+            taken += length
             if packed is not None:
                 stored += session.store(name, packed)
                 new += 1
             elif name == ZERO_NAME:
-                zero += 1
+                zero += length
             else:
                 known += 1
-        read += length
+        read += taken
         if progress is not None:
-            progress(length)
+            progress(taken)
+        if reached is not None:
+            reached(start + length, so_far)
+
+    def pack() -> None:
+        parts, future = reading.popleft()
+        for job in joiner.cut(parts, future.result()):
+            packing.append(pool.submit(_name_and_pack, session, codec, job))
+        while len(packing) > workers * _JOBS_AHEAD:
+            take()
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="atoll-copy")
     try:
-        for job in _jobs(wanted, max(_JOB_BYTES, chunk_bytes)):
-            if len(waiting) >= workers * _JOBS_AHEAD:
-                take()
-            length = sum(extent.length for extent in job)
-            waiting.append((pool.submit(_work, session, codec, chunk_bytes, reader, job), length))
-        while waiting:
+        for job in _jobs(wanted, chunk_bytes * PAGE_NAMES):
+            reading.append((job, pool.submit(_read, cutter, reader, job)))
+            if len(reading) > workers * _JOBS_AHEAD:
+                pack()
+        while reading:
+            pack()
+        while packing:
             take()
-        record = DiskRecord(size, chunk_bytes, table.finish())
-        root = put(record.to_bytes())
+        root = put(table.finish().to_bytes())
     except BaseException as error:
         session.fail(error)
         raise
@@ -121,62 +164,119 @@ def copy_disk(
     return CopiedDisk(root.hex(), size, read, stored, new, known, zero)
 
 
-def _wanted(
-    reader: BlockReader,
-    extents: Iterable[Extent] | None,
-    parent: ParentImage | None,
-    chunk_bytes: int,
-) -> list[Extent]:
-    """Whole chunks to read, in order."""
-    size = reader.size_bytes
-    if extents is None:
-        return align(complement(merge(reader.holes()), size), chunk_bytes, size)
+def whole_chunks(extents: Iterable[Extent], parent: ChunkTable | None, size: int) -> list[Extent]:
+    """Widen ranges to whole blocks and, where the parent has chunks, to these; merged, in order.
+
+    With them everything is read that cannot be the parent's. The same ranges again come to the same.
+    """
     wanted = list(extents)
-    if parent is not None and parent.size_bytes != size:
-        # The chunk in which the shorter of the two ends is cut short in one and not in the
-        # other, so what the parent has for it is not what this disk holds there.
-        edge = min(parent.size_bytes, size)
-        if edge % chunk_bytes:
+    if parent is None:
+        return align(wanted, BLOCK_BYTES, size)
+    older = parent.record.size_bytes
+    edge = min(older, size)
+    if older != size and edge:
+        # A chunk of the parent that the end cuts through is no chunk of this disk, and what follows
+        # an end inside a block begins in that block.
+        last = next(iter(parent.pieces(edge - 1, edge)))
+        if edge % BLOCK_BYTES or last.end > edge:
             wanted.append(Extent(edge - 1, 1))
-    return align(wanted, chunk_bytes, size)
+    found = []
+    for extent in align(wanted, BLOCK_BYTES, size):
+        found.append(extent)
+        for at in (extent.offset, extent.end - 1):
+            for piece in parent.pieces(at, at + 1):
+                if piece.name != ZERO_NAME:
+                    found.append(Extent(piece.start, min(piece.end, size) - piece.start))
+    return merge(found)
 
 
-def _jobs(extents: Iterable[Extent], job_bytes: int) -> Iterator[list[Extent]]:
-    """Cut and gather extents into jobs of at most `job_bytes`, keeping chunks whole."""
-    job: list[Extent] = []
-    room = job_bytes
+def _jobs(extents: Iterable[Extent], span: int) -> Iterator[list[_Part]]:
+    """Deal out what is to be read in jobs of at most 2 MiB; no part reaches into the next leaf."""
+    job: list[_Part] = []
+    room = _READ_BYTES
     for extent in extents:
         offset = extent.offset
         while offset < extent.end:
-            length = min(room, extent.end - offset)
-            job.append(Extent(offset, length))
+            end = min(extent.end, (offset // span + 1) * span)
+            length = min(room, end - offset)
+            job.append(_Part(Extent(offset, length), offset + length == end))
             offset += length
             room -= length
-            if room == 0:
+            if room < BLOCK_BYTES:
                 yield job
-                job, room = [], job_bytes
+                job, room = [], _READ_BYTES
     if job:
         yield job
 
 
-def _work(
-    session: Session,
-    codec: ChunkCodec,
-    chunk_bytes: int,
-    reader: BlockReader,
-    job: list[Extent],
-) -> list[_Done]:
+def _read(cutter: Cutter, reader: BlockReader, job: list[_Part]) -> list[_Seen]:
+    whole = _whole(reader, [part.extent for part in job])
+    return [_Seen(data, cutter.marks(data)) for _, data in whole]
+
+
+class _Joiner:
+    """Cuts parts that follow each other; keeps what cannot be cut before more is known."""
+
+    def __init__(self, cutter: Cutter) -> None:
+        self._cutter = cutter
+        self._kept: list[memoryview] = []
+        self._marks: Marks | None = None
+        self._in_zeros = False
+
+    def cut(self, parts: list[_Part], seen: list[_Seen]) -> Iterator[list[_Cut]]:
+        """Jobs of about 1 MiB for those who name and compress."""
+        job: list[_Cut] = []
+        heavy = 0
+        for part, (data, marks) in zip(parts, seen, strict=True):
+            for chunk in self._cut(part, data, marks):
+                job.append(chunk)
+                heavy += 0 if chunk.data is None else chunk.length
+                if heavy >= _PACK_BYTES:
+                    yield job
+                    job, heavy = [], 0
+        if job:
+            yield job
+
+    def _cut(self, part: _Part, data: memoryview, marks: Marks) -> Iterator[_Cut]:
+        if self._marks is not None:
+            marks = Marks(*(np.concatenate(both) for both in zip(self._marks, marks, strict=True)))
+        self._kept.append(data)
+        start = part.extent.end - sum(len(each) for each in self._kept)
+        cuts, used = self._cutter.cut(marks, last=part.last, in_zeros=self._in_zeros)
+        for blocks, zero in cuts:
+            length = min(blocks * BLOCK_BYTES, part.extent.end - start)
+            content = self._take(length)
+            yield _Cut(start, length, None if zero else content)
+            start += length
+        if part.last:
+            self._marks, self._in_zeros = None, False
+        else:
+            self._marks = Marks(marks.draws[used:], marks.zero[used:])
+            self._in_zeros = used == len(marks.zero) and bool(cuts) and cuts[-1].zero
+
+    def _take(self, length: int) -> Buffer:
+        """The next bytes, copied only where they lie in several parts."""
+        pieces = []
+        while length:
+            first = self._kept[0]
+            if len(first) > length:
+                pieces.append(first[:length])
+                self._kept[0] = first[length:]
+                break
+            pieces.append(first)
+            length -= len(first)
+            del self._kept[0]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _name_and_pack(session: Session, codec: ChunkCodec, job: list[_Cut]) -> list[_Done]:
     done = []
-    for offset, data in _whole(reader, job):
-        for at in range(0, len(data), chunk_bytes):
-            chunk = data[at : at + chunk_bytes]
-            number = (offset + at) // chunk_bytes
-            if codec.is_zero(chunk):
-                done.append(_Done(number, ZERO_NAME, None))
-                continue
-            name = codec.name(chunk)
-            packed = codec.pack(chunk) if session.promise(name) else None
-            done.append(_Done(number, name, packed))
+    for start, length, data in job:
+        if data is None or codec.is_zero(data):
+            done.append(_Done(start, length, ZERO_NAME, None))
+            continue
+        name = codec.name(data)
+        done.append(_Done(start, length, name, codec.pack(data) if session.promise(name) else None))
     return done
 
 

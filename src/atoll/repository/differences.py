@@ -7,29 +7,21 @@ one name are the same and are never looked into. What that costs grows with what
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from atoll.model.extents import Extent
-from atoll.repository.chunks import NAME_BYTES
-from atoll.repository.images import DiskRecord
-from atoll.repository.pages import PAGE_NAMES, ChunkTable
+from atoll.model.extents import Extent, complement, intersect
+from atoll.repository.chunks import ZERO_NAME
+from atoll.repository.images import PAGE_NAMES
+from atoll.repository.pages import ChunkTable, Piece
 
 
-def differing_extents(
-    old: DiskRecord, old_table: ChunkTable, new: DiskRecord, new_table: ChunkTable
-) -> Iterator[Extent]:
+def differing_extents(old: ChunkTable, new: ChunkTable) -> Iterator[Extent]:
     """Ranges of the new image that may differ from the old one: in order, joined, none missed.
 
-    Whole chunks, of which both have the same size; and all that lies past the
-    old end. RepositoryDamagedError where a page cannot be read.
+    Whole chunks, or zeros that were none; and all that lies past the old end. Both have the same
+    `chunk_bytes`. RepositoryDamagedError where a page cannot be read.
     """
-    size, chunk = new.size_bytes, new.chunk_bytes
-    # The chunk with the shorter end in it is cut in one of the two, so names say nothing there.
-    shared = new.chunks if old.size_bytes == size else min(old.size_bytes, size) // chunk
-    differing = (
-        Extent(number * chunk, min(chunk, size - number * chunk))
-        for number in _chunks(old_table, new_table, shared)
-    )
-    rest = [Extent(shared * chunk, size - shared * chunk)] if shared < new.chunks else []
-    return _joined(chain(differing, rest))
+    size, shared = new.record.size_bytes, min(old.record.size_bytes, new.record.size_bytes)
+    rest = [Extent(shared, size - shared)] if shared < size else []
+    return _joined(chain(_differing(old, new, shared), rest))
 
 
 def _joined(extents: Iterable[Extent]) -> Iterator[Extent]:
@@ -45,23 +37,43 @@ def _joined(extents: Iterable[Extent]) -> Iterator[Extent]:
         yield Extent(start, end - start)
 
 
-def _chunks(old: ChunkTable, new: ChunkTable, count: int) -> Iterator[int]:
-    """The numbers below `count` of the chunks that differ, in order."""
+def _differing(old: ChunkTable, new: ChunkTable, shared: int) -> Iterator[Extent]:
+    """The same below the shorter end."""
+    alike = old.record.version == new.record.version
 
-    def below(level: int, number: int) -> Iterator[int]:
-        if number * PAGE_NAMES ** (level + 1) >= count:
+    def below(level: int, number: int) -> Iterator[Extent]:
+        base = number * new.span * PAGE_NAMES**level
+        if base >= shared:
             return
-        if level < old.levels and old.page_name(level, number) == new.page_name(level, number):
+        same = level < old.levels and old.page_name(level, number) == new.page_name(level, number)
+        # The page with the shorter end in it may say more in one of the two.
+        if same and alike and base + new.span * PAGE_NAMES**level <= shared:
             return
         if level:
             # A shallower table has no page at this level, which says nothing about those below.
             for child in range(number * PAGE_NAMES, (number + 1) * PAGE_NAMES):
                 yield from below(level - 1, child)
             return
-        left, right = old.page(0, number), new.page(0, number)
-        for slot in range(min(PAGE_NAMES, count - number * PAGE_NAMES)):
-            at = slot * NAME_BYTES
-            if left[at : at + NAME_BYTES] != right[at : at + NAME_BYTES]:
-                yield number * PAGE_NAMES + slot
+        end = min(base + new.span, shared)
+        yield from _of_leaves(old.leaf(number), new.leaf(number), base, end)
 
     return below(new.levels - 1, 0)
+
+
+def _of_leaves(old: list[Piece], new: list[Piece], base: int, end: int) -> Iterator[Extent]:
+    """What two leaves do not say alike of `[base, end)`: chunks that only the new one has there."""
+    known = set(old)
+    alike = [
+        Extent(piece.start, piece.length)
+        for piece in new
+        if piece.name != ZERO_NAME and piece.start < end and piece in known
+    ]
+    zeros = intersect(_zeros(old), [zero for zero in _zeros(new) if zero.offset < end])
+    for extent in complement(sorted([*alike, *zeros]), end):
+        if extent.end > base:
+            start = max(extent.offset, base)
+            yield Extent(start, extent.end - start)
+
+
+def _zeros(leaf: list[Piece]) -> Iterator[Extent]:
+    return (Extent(piece.start, piece.length) for piece in leaf if piece.name == ZERO_NAME)

@@ -2,6 +2,7 @@
 
 from atoll.model.errors import RepositoryDamagedError
 from atoll.repository.config import CONFIG, authentic
+from atoll.repository.drafts import DRAFTS, DRAFTS_KIND
 from atoll.repository.holds import HOLDS, HOLDS_KIND
 from atoll.repository.keys import MasterKey
 from atoll.repository.lost import LOST, LOST_KIND
@@ -9,7 +10,13 @@ from atoll.repository.points import EVIDENCE, EVIDENCE_KIND, POINTS, POINTS_KIND
 from atoll.repository.sealing import unchecked, unseal
 from atoll.repository.slots import KEYS
 
-_SEALED = {POINTS: POINTS_KIND, EVIDENCE: EVIDENCE_KIND, HOLDS: HOLDS_KIND, LOST: LOST_KIND}
+_SEALED = {
+    POINTS: POINTS_KIND,
+    EVIDENCE: EVIDENCE_KIND,
+    HOLDS: HOLDS_KIND,
+    LOST: LOST_KIND,
+    DRAFTS: DRAFTS_KIND,
+}
 
 
 def as_written(master: MasterKey, name: str, half: bytes) -> bool:

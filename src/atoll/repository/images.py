@@ -5,40 +5,51 @@ from dataclasses import dataclass
 
 from atoll.model.errors import RepositoryDamagedError
 from atoll.repository.chunks import NAME_BYTES
-from atoll.repository.pages import levels
 from atoll.repository.sealing import magic
 
 _DISK = struct.Struct("<8sQII32s")
 _BLOB = struct.Struct("<8sQ")
 _DISK_MAGIC, _BLOB_MAGIC = magic("DSK"), magic("BLB")
+FIXED, CUT = 1, 2
+"""Versions of disks: chunks of one size, and chunks that end where their content says."""
+PAGE_NAMES = 256
+
+
+def levels(chunks: int) -> int:
+    """How many levels of pages a table has for a disk of this many chunks' size, at least one."""
+    count, capacity = 1, PAGE_NAMES
+    while capacity < chunks:
+        count, capacity = count + 1, capacity * PAGE_NAMES
+    return count
 
 
 @dataclass(frozen=True, slots=True)
 class DiskRecord:
-    """A disk image: its size, the chunk size, and the top page of its chunk table."""
+    """A disk image: its size, the usual size of its chunks, and the top page of its chunk table."""
 
     size_bytes: int
     chunk_bytes: int
     top: bytes
+    version: int = CUT
 
     @property
     def chunks(self) -> int:
-        """How many chunks the disk has; the last may be shorter."""
+        """How many chunks the disk would have, were all of the usual size; the last may be shorter."""
         return -(-self.size_bytes // self.chunk_bytes)
 
     def to_bytes(self) -> bytes:
         """The stored form: 56 bytes."""
-        return _DISK.pack(
-            _DISK_MAGIC, self.size_bytes, self.chunk_bytes, levels(self.chunks), self.top
-        )
+        mark = _DISK_MAGIC[:7] + bytes([self.version])
+        return _DISK.pack(mark, self.size_bytes, self.chunk_bytes, levels(self.chunks), self.top)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "DiskRecord":
         """Read the stored form; RepositoryDamagedError if it is something else."""
         if len(data) == _DISK.size:
             mark, size, chunk, depth, top = _DISK.unpack(data)
-            record = cls(size, chunk, top)
-            if mark == _DISK_MAGIC and chunk and depth == levels(record.chunks):
+            record = cls(size, chunk, top, mark[7])
+            known = mark[:7] == _DISK_MAGIC[:7] and record.version in (FIXED, CUT)
+            if known and chunk and depth == levels(record.chunks):
                 return record
         raise RepositoryDamagedError(
             "A restore point's root is no disk image; name a disk of a restore point of this "

@@ -13,7 +13,8 @@ Why a copy never names what it lacks, although others write, forget and prune at
 - If something is gone when it is to be read, all begins again. So a segment that is copied was there
   after the packs were listed, and with it all its packs. What was put before is packs and segments that
   nobody needs, at worst.
-- At the copy the maintenance lock is held, so what was there when it was listed stays.
+- At the copy the maintenance lock is held, so what was there when it was listed stays. Whether it still
+  is held is asked before each object that relies on others.
 
 The session at the source adds no safety but an end: beside it no prune removes packs, unless it had
 begun to before.
@@ -42,7 +43,13 @@ from atoll.repository.points import EVIDENCE, POINTS
 from atoll.repository.presence import keep_packs
 from atoll.repository.sealing import twice
 from atoll.repository.slots import KEYS, repository_of, slot_lines
-from atoll.repository.store import MissingObjectError, ObjectInfo, ObjectStore, own_objects
+from atoll.repository.store import (
+    MissingObjectError,
+    ObjectInfo,
+    ObjectStore,
+    StoreLock,
+    own_objects,
+)
 
 _BESIDE_PACKS = (POINTS, EVIDENCE, HOLDS, LOST, KEYS, INDEX)
 """In the order in which they are listed: points before what they need."""
@@ -50,6 +57,8 @@ _ORDER = (KEYS, PACKS, INDEX, POINTS, EVIDENCE, HOLDS, LOST)
 """In which they are put. Slots come first: they tell whose a copy is that has no `config` yet."""
 _BASE = (KEYS, PACKS, INDEX)
 """What the rest relies on, also what a mirror that was killed had put and perhaps not made durable."""
+_RELYING = (POINTS, CONFIG)
+"""What must not be put where another may have tidied since it was listed what is there."""
 _ROUNDS = 8
 IN_FLIGHT = 4
 """Objects that are moved at once, each of which is held whole."""
@@ -132,8 +141,9 @@ def mirror(
 
     `begin` is told how many bytes are to be moved, again if it begins anew, `progress` the bytes done
     since it was last called. StorageConflictError if the target has another repository,
-    RunConflictError if it is being tidied or mirrored to, or if the source changes faster than it can
-    be listed. Then, and wherever it is killed, what was copied stays and the next mirror goes on.
+    RunConflictError if it is being tidied or mirrored to, if another took this mirror for dead, or if
+    the source changes faster than it can be listed. Then, and wherever it is killed, what was copied
+    stays and the next mirror goes on.
     """
     if source.location == target.location:
         raise StorageConflictError(
@@ -148,7 +158,7 @@ def mirror(
                 "copied; choose an empty place, or name its key to copy restore points into it."
             )
         with _in_session(source):
-            return _Mirror(source, target, inspect, begin, progress, in_flight).run(kind)
+            return _Mirror(source, target, lock, inspect, begin, progress, in_flight).run(kind)
     finally:
         lock.release()
 
@@ -172,6 +182,7 @@ class _Mirror:
         self,
         source: ObjectStore,
         target: ObjectStore,
+        held: StoreLock,
         inspect: Inspect,
         begin: Callable[[int], None] | None,
         progress: Callable[[int], None] | None,
@@ -179,6 +190,7 @@ class _Mirror:
     ) -> None:
         self._source = source
         self._target = target
+        self._held = held
         self._inspect = inspect
         self._begin = begin
         self._progress = progress
@@ -195,7 +207,7 @@ class _Mirror:
             raise self._restless()
         if kind is not Kind.SAME:
             block, _ = read_config(self._source)
-            self._target.put(CONFIG, [twice(block)])
+            self._put(CONFIG, twice(block))
             self._objects += 1
             self._bytes += 2 * len(block)
         return MirrorReport(
@@ -273,7 +285,7 @@ class _Mirror:
     def _copy(self, info: ObjectInfo) -> ObjectInfo:
         data, problem = self._inspect(info.name, self._source.get(info.name))
         if data is not None:
-            self._target.put(info.name, [data])
+            self._put(info.name, data)
         with self._lock:
             if problem:
                 self._damaged[info.name] = problem
@@ -281,6 +293,11 @@ class _Mirror:
                 self._objects += 1
                 self._bytes += len(data)
         return info
+
+    def _put(self, name: str, data: bytes) -> None:
+        if name.startswith(_RELYING):
+            self._held.confirm()
+        self._target.put(name, [data])
 
     def _take(self, moving: set[Future[ObjectInfo]]) -> set[Future[ObjectInfo]]:
         """Wait for one; gives those that are still under way."""

@@ -3,11 +3,11 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, cast
 
 from atoll.model.extents import Extent
 from atoll.model.readers import BlockReader
 from atoll.repository.store import Buffer, ObjectStore
+from atoll.repository.wrapping import WrappedStore
 
 _PIECE_BYTES = 1 << 20
 
@@ -112,23 +112,20 @@ def paced_reader(reader: BlockReader, pace: Pace) -> BlockReader:
     return PacedReader(reader, pace) if pace.limits else reader
 
 
-class _PacedStore:
+class _PacedStore(WrappedStore):
     """All of a store as it is, but that objects are written at a pace."""
 
     def __init__(self, store: ObjectStore, pace: Pace) -> None:
-        self._store = store
+        super().__init__(store)
         self._pace = pace
 
     def put(self, name: str, parts: Sequence[Buffer]) -> None:
         self._pace.take(sum(map(len, parts)))
-        self._store.put(name, parts)
+        self.inner.put(name, parts)
 
     def replace(self, name: str, parts: Sequence[Buffer]) -> None:
         self._pace.take(sum(map(len, parts)))
-        self._store.replace(name, parts)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
+        self.inner.replace(name, parts)
 
 
 def paced_store(store: ObjectStore, pace: Pace) -> ObjectStore:
@@ -137,4 +134,4 @@ def paced_store(store: ObjectStore, pace: Pace) -> ObjectStore:
     An object is handed over whole after its wait: what is limited is the average over a pack's
     32 MiB and more, not each instant.
     """
-    return cast(ObjectStore, _PacedStore(store, pace)) if pace.limits else store
+    return _PacedStore(store, pace) if pace.limits else store

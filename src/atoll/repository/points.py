@@ -90,19 +90,27 @@ class PointLog:
         """Remove points and their evidence; returns those that were there.
 
         The caller holds the maintenance lock. What is left of an object is written before the object
-        goes, so that no other point is missing at any time.
+        goes, so that no other point is missing at any time; what an earlier call that was cut short
+        wrote by then is not written again.
         """
+        held = {name: self.read(name).points for name in self._names(POINTS)}
+        going = {
+            name: points
+            for name, points in held.items()
+            if any(point.id in ids for point in points)
+        }
+        kept = {point.id: point for name in held.keys() - going.keys() for point in held[name]}
+        if going and kept:
+            self._store.settle(POINTS)  # who wrote them may have been killed before they were safe
         gone: dict[str, RestorePoint] = {}
-        for name in self._names(POINTS):
-            points = self.read(name).points
-            going = [point for point in points if point.id in ids]
-            if not going:
-                continue
-            rest = [point for point in points if point.id not in ids]
-            if rest:
-                self.append(rest)
+        for name, points in going.items():
+            rest = {point.id: point for point in points if point.id not in ids}
+            lacking = [point for point in rest.values() if kept.get(point.id) != point]
+            if lacking:
+                self.append(lacking)
+                kept |= rest
             self._store.delete(name)
-            gone.update((point.id, point) for point in going)
+            gone.update((point.id, point) for point in points if point.id in ids)
         for point in ids:
             for name in self._names(self.folder_of(point)):
                 self._store.delete(name)

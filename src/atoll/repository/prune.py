@@ -11,6 +11,9 @@ seen the mark and what restore points need was looked up again. Why that is enou
 - A reader names an image in his session before he looks whether its point is still there, and points
   are listed here before sessions: a point that was forgotten before they were listed was there when he
   looked, so his session names it.
+- A draft is needed like a point, while its run is neither committed nor given up. Whoever goes on with one
+  does as a reader does: he names what it stands on before he looks whether it is still there, and drafts
+  are listed here before sessions.
 - Packs that a live writer has put and not yet committed may be marked, for nobody needs them yet. The
   writer did not see that mark, so he is waited for.
 - The new segments are written before the old ones are deleted, those before the packs, and the mark
@@ -18,6 +21,7 @@ seen the mark and what restore points need was looked up again. Why that is enou
 """
 
 from collections.abc import Callable, Iterable, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from operator import add
@@ -28,6 +32,7 @@ from numpy.typing import NDArray
 from atoll.model.errors import RepositoryDamagedError
 from atoll.model.points import RestorePoint
 from atoll.repository.config import CONFIG
+from atoll.repository.drafts import DraftLog
 from atoll.repository.fetch import ChunkSource
 from atoll.repository.index import (
     INDEX,
@@ -85,7 +90,8 @@ class PruneReport:
     """What a prune did.
 
     `freed_bytes` came back; `marked_bytes` wait for the processes and locks named in `waiting_for` and
-    go with the next prune after these have ended.
+    go with the next prune after these have ended. `kept_bytes` are needed by nobody either and stay
+    in packs that were not repacked.
     """
 
     removed_packs: int
@@ -93,6 +99,7 @@ class PruneReport:
     moved_bytes: int
     marked_packs: int
     marked_bytes: int
+    kept_bytes: int
     waiting_for: tuple[str, ...]
 
 
@@ -104,6 +111,9 @@ class _View:
     reach: Reach
     points: Set[str]
     roots: Set[str]
+    """Of sessions and drafts."""
+    runs: Set[str]
+    """That are committed."""
     present: dict[str, int]
     """Size of each pack in the store."""
     held: dict[str, int]
@@ -136,9 +146,10 @@ class Pruner:
         self._keys = keys
         self._progress = progress
         self._pack_bytes = pack_bytes
+        self._drafts = DraftLog(store, master)
         self._last: _View | None = None
         self._locked: dict[str, datetime] = {}
-        self._removed = self._freed = self._moved = 0
+        self._removed = self._freed = self._moved = self._kept = 0
 
     def plan(self, without: Set[str] = frozenset()) -> PrunePlan:
         """What `run` would do, were the points of these ids forgotten before."""
@@ -170,6 +181,7 @@ class Pruner:
         ready, _ = self._ready()
         view = self._look(self._marked())
         self._freed += PointLog(self._store, self._master).drop_orphans()
+        self._freed += self._drafts.drop_stale(view.runs)
         self._remove(view, ready)
         self._mark(view, repack_bytes)
         ready, waiting = self._ready()
@@ -184,6 +196,7 @@ class Pruner:
             moved_bytes=self._moved,
             marked_packs=len(left),
             marked_bytes=sum(self._packs().get(pack, 0) for pack in left) if left else 0,
+            kept_bytes=self._kept,
             waiting_for=self._waiting_for(waiting) if left else (),
         )
 
@@ -238,13 +251,15 @@ class Pruner:
         """What is needed now, counting marked packs as absent where another holds the chunk too."""
         log = PointLog(self._store, self._master)
         points = {point.id: point for point in log.every_point()}
+        runs = frozenset(point.run for point in points.values())
+        drafted = [draft.roots for draft in self._drafts.going_on(runs).values()]
         roots = frozenset[str]().union(*(each.roots for each in present(self._store)))
         kept = [point for name, point in points.items() if name not in without]
         index = self._source.apart()
         last = self._last
         if (
             last is not None
-            and (last.points, last.roots) == (points.keys(), roots)
+            and (last.points, last.roots) == (points.keys(), roots.union(*drafted))
             and last.index.segments == index.segments
         ):
             return last
@@ -258,8 +273,13 @@ class Pruner:
         reach = Reach(index, self._source.get, avoid, self._progress)
         reach.add(*_named(kept))
         reach.add((root for root in roots if bytes.fromhex(root) in index), [])
+        for each in drafted:
+            with suppress(RepositoryDamagedError):  # of no use then, and no reason to keep all
+                reach.add(each, [])
         held, needed = _by_pack(index, reach, names)
-        self._last = _View(index, reach, points.keys(), roots, self._packs(), held, needed)
+        self._last = _View(
+            index, reach, points.keys(), roots.union(*drafted), runs, self._packs(), held, needed
+        )
         return self._last
 
     def _packs(self) -> dict[str, int]:
@@ -295,6 +315,8 @@ class Pruner:
             moved.append(pack)
             left = None if left is None else left - view.needed[pack]
         going |= self._repack(view, moved)
+        staying = view.needed.keys() - going - already
+        self._kept = sum(map(view.waste, staying & view.present.keys()))
         if going:
             put_mark(self._store, self._master, going)
 

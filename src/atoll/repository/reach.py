@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +12,9 @@ from atoll.model.errors import RepositoryDamagedError
 from atoll.model.extents import Extent
 from atoll.model.points import DiskImage
 from atoll.repository.chunks import NAME_BYTES, ZERO_NAME
-from atoll.repository.images import BlobRecord, DiskRecord, name_of
+from atoll.repository.images import PAGE_NAMES, BlobRecord, DiskRecord, levels, name_of
 from atoll.repository.index import Index
-from atoll.repository.pages import PAGE_BYTES, PAGE_NAMES, levels
+from atoll.repository.pages import PAGE_BYTES, leaf_names, leaf_pieces
 
 _READERS = 8
 _BATCH = 64  # pages fetched before their names are looked up
@@ -21,10 +22,11 @@ _CHUNK, _DISK, _BLOB, _PAGE = 1, 2, 4, 8  # a page of level n is met as _PAGE <<
 
 
 class Touch(NamedTuple):
-    """A bad name and what is below it: `chunks` first and count in the disk, None for a blob."""
+    """A bad name and the `extent` of the disk below it, None for a blob; `chunk` if it is data itself."""
 
     name: bytes
-    chunks: tuple[int, int] | None
+    extent: Extent | None
+    chunk: bool
 
 
 class Reach:
@@ -66,24 +68,23 @@ class Reach:
                 if len(self._meet(_array([name]), _DISK)):
                     record = DiskRecord.from_bytes(self._get(name))
                     top = _array([record.top])
-                    self._pages(pool, top[top.any(axis=1)], levels(record.chunks) - 1)
+                    depth = levels(record.chunks)
+                    self._pages(pool, top[top.any(axis=1)], depth - 1, record.version)
 
-    def _pages(self, pool: Executor, names: NDArray[np.uint8], level: int) -> None:
+    def _pages(self, pool: Executor, names: NDArray[np.uint8], level: int, version: int) -> None:
         """Follow pages of a level that have not been followed before."""
         fresh = self._meet(names, _PAGE << level)
         for first in range(0, len(fresh), _BATCH):
             batch = [name.tobytes() for name in fresh[first : first + _BATCH]]
-            for page in pool.map(self._page, batch):
-                below = page[page.any(axis=1)]
+            for page in pool.map(self._get, batch):
+                below = _array([_names(page, level, version)])
+                below = below[below.any(axis=1)]
                 if level:
-                    self._pages(pool, below, level - 1)
+                    self._pages(pool, below, level - 1, version)
                 else:
                     self._meet(below, _CHUNK)
             if self._progress is not None:
                 self._progress(len(batch))
-
-    def _page(self, name: bytes) -> NDArray[np.uint8]:
-        return np.frombuffer(_page(name, self._get), np.uint8).reshape(PAGE_NAMES, NAME_BYTES)
 
     def _meet(self, names: NDArray[np.uint8], role: int) -> NDArray[np.uint8]:
         """Mark chunks as needed in a role; gives those that had not been met in it, each once.
@@ -120,90 +121,84 @@ class DamageSearch:
     def __init__(self, get: Callable[[bytes], bytes], bad: Callable[[bytes], bool]) -> None:
         self._get = get
         self._bad = bad
-        self._known: dict[tuple[bytes, int], tuple[Touch, ...]] = {}
+        self._known: dict[tuple[bytes, int, int, int], tuple[Touch, ...]] = {}
 
     def disk(self, disk: DiskImage) -> Iterator[Touch]:
-        """Every bad name below a disk, with the chunks of the disk it touches."""
+        """Every bad name below a disk, with the range of the disk it touches."""
         if disk.extent_map:
             yield from self._blob(name_of(disk.extent_map))
         root = name_of(disk.root)
         if self._bad(root):
-            yield Touch(root, (0, 1 << 62))
+            yield Touch(root, Extent(0, disk.size_bytes), chunk=False)
         try:
             record = DiskRecord.from_bytes(self._get(root))
         except RepositoryDamagedError:
             return  # a bad name, and all of the disk is below it
-        yield from self._page(record.top, levels(record.chunks) - 1)
+        yield from self._page(record, record.top, levels(record.chunks) - 1, 0)
 
     def _blob(self, name: bytes) -> Iterator[Touch]:
         if self._bad(name):
-            yield Touch(name, None)
+            yield Touch(name, None, chunk=True)
         try:
             pieces = BlobRecord.from_bytes(self._get(name)).pieces
         except RepositoryDamagedError:
             return
-        yield from (Touch(piece, None) for piece in pieces if self._bad(piece))
+        yield from (Touch(piece, None, chunk=True) for piece in pieces if self._bad(piece))
 
-    def _page(self, name: bytes, level: int) -> tuple[Touch, ...]:
-        """Touches relative to the page's first chunk."""
-        if name == ZERO_NAME:
-            return ()
-        if (name, level) not in self._known:
-            self._known[name, level] = tuple(self._look(name, level))
-        return self._known[name, level]
+    def _page(self, record: DiskRecord, name: bytes, level: int, base: int) -> Iterator[Touch]:
+        """Touches below the page that begins at byte `base` of the disk."""
+        span = record.chunk_bytes * PAGE_NAMES ** (level + 1)
+        size = min(span, record.size_bytes - base)
+        if name == ZERO_NAME or size <= 0:
+            return
+        # The last page of a disk that does not end with it says less than the same one of another.
+        key = (name, level, record.version, size)
+        if key not in self._known:
+            part = replace(record, size_bytes=size)
+            self._known[key] = tuple(self._look(part, name, level))
+        for touch in self._known[key]:
+            assert touch.extent is not None
+            yield touch._replace(extent=Extent(base + touch.extent.offset, touch.extent.length))
 
-    def _look(self, name: bytes, level: int) -> Iterator[Touch]:
+    def _look(self, record: DiskRecord, name: bytes, level: int) -> Iterator[Touch]:
+        """Touches below a page, as if the disk were what is below it."""
         if self._bad(name):
-            yield Touch(name, (0, PAGE_NAMES ** (level + 1)))
+            yield Touch(name, Extent(0, record.size_bytes), chunk=False)
         try:
-            page = _page(name, self._get)
+            page = self._get(name)
+            if level == 0:
+                pieces = leaf_pieces(page, record.version, 0, record.size_bytes, record.chunk_bytes)
+                for piece in pieces:
+                    if piece.name != ZERO_NAME and self._bad(piece.name):
+                        yield Touch(piece.name, Extent(piece.start, piece.length), chunk=True)
+                return
+            names = _names(page, level, record.version)
         except RepositoryDamagedError:
             return
-        for slot, child in enumerate(_names(page)):
-            if child == ZERO_NAME:
-                continue
-            if level == 0:
-                if self._bad(child):
-                    yield Touch(child, (slot, 1))
-                continue
-            base = slot * PAGE_NAMES**level
-            for touch in self._page(child, level - 1):
-                assert touch.chunks is not None
-                yield Touch(touch.name, (base + touch.chunks[0], touch.chunks[1]))
+        span = record.chunk_bytes * PAGE_NAMES**level
+        for slot in range(PAGE_NAMES):
+            child = names[slot * NAME_BYTES : (slot + 1) * NAME_BYTES]
+            yield from self._page(record, child, level - 1, slot * span)
 
 
 def lost_extents(
-    image: DiskImage, get: Callable[[bytes], bytes], lost: Set[bytes], chunk_bytes: int
+    image: DiskImage, get: Callable[[bytes], bytes], lost: Set[bytes]
 ) -> list[Extent] | None:
     """Ranges of an image whose chunks are lost; None if a part of its table is, so that nobody knows."""
     found = []
     for touch in DamageSearch(get, lost.__contains__).disk(image):
-        if touch.chunks is None:
+        if touch.extent is None:
             continue  # of the map of where the disk lay, which is made anew each time
-        if touch.chunks[1] > 1:
+        if not touch.chunk:
             return None
-        extent = spoiled(touch, chunk_bytes, image.size_bytes)
-        if extent is not None:
-            found.append(extent)
+        found.append(touch.extent)
     return found
 
 
-def spoiled(touch: Touch, chunk_bytes: int, size_bytes: int) -> Extent | None:
-    """The bytes of a disk below a touch; None if they lie past its end or it is a blob."""
-    if touch.chunks is None:
-        return None
-    start = min(touch.chunks[0] * chunk_bytes, size_bytes)
-    end = min((touch.chunks[0] + touch.chunks[1]) * chunk_bytes, size_bytes)
-    return Extent(start, end - start) if end > start else None
-
-
-def _page(name: bytes, get: Callable[[bytes], bytes]) -> bytes:
-    page = get(name)
+def _names(page: bytes, level: int, version: int) -> bytes:
+    """The names in a page, joined; RepositoryDamagedError if it is none."""
+    if level == 0:
+        return leaf_names(page, version)
     if len(page) != PAGE_BYTES:
-        raise RepositoryDamagedError(f"Page {name.hex()[:16]} is no page; verify the repository.")
+        raise RepositoryDamagedError("A page of a disk's table is none; verify the repository.")
     return page
-
-
-def _names(page: bytes) -> Iterator[bytes]:
-    for at in range(0, PAGE_BYTES, NAME_BYTES):
-        yield page[at : at + NAME_BYTES]

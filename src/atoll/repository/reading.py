@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 
+from atoll.model.errors import RepositoryDamagedError
 from atoll.model.extents import Extent
 from atoll.repository.chunks import ZERO_NAME
 from atoll.repository.fetch import ChunkSource
 from atoll.repository.images import DiskRecord
 from atoll.repository.memory import keep_memory
-from atoll.repository.pages import ChunkTable
+from atoll.repository.pages import ChunkTable, Piece
 
 _CACHED_BYTES = 16 << 20
 _BATCH_BYTES = 4 << 20
@@ -39,8 +40,7 @@ class ImageReader:
         self._closed: Callable[[], None] | None = closed
         self._source = source
         self._record = record
-        self._table = ChunkTable(record.top, record.chunks, source.get)
-        self._zeros = bytes(record.chunk_bytes)
+        self._table = ChunkTable(record, source.get)
         self._recent: OrderedDict[bytes, bytes] = OrderedDict()
         self._keep = max(4, _CACHED_BYTES // record.chunk_bytes)
         self._lock = threading.Lock()
@@ -55,20 +55,17 @@ class ImageReader:
     def read(self, offset: int, length: int) -> bytes:
         """Bytes from `offset`, fewer only past the end; RepositoryDamagedError."""
         length = max(0, min(length, self.size_bytes - offset))
-        size = self._record.chunk_bytes
-        if length > _FROM_CACHE_CHUNKS * size:
+        if length > _FROM_CACHE_CHUNKS * self._record.chunk_bytes:
             return b"".join([data for _, data in self.read_many([Extent(offset, length)])])
-        parts = []
         end = offset + length
-        while offset < end:
-            number, inside = divmod(offset, size)
-            take = min(size - inside, end - offset)
-            parts.append(self._chunk(number)[inside : inside + take])
-            offset += take
+        parts = [
+            self._within(piece, self._content(piece.name), offset, end)
+            for piece in self._table.pieces(offset, end)
+        ]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_many(self, extents: Iterable[Extent]) -> Iterator[tuple[int, bytes]]:
-        """(offset, bytes) in order, at most a chunk each, read ahead by worker threads."""
+        """(offset, bytes) in order, at most 4 MiB each, read ahead by worker threads."""
         parts = self._batches(extents)
         first, second = next(parts, None), next(parts, None)
         if first is None:
@@ -92,10 +89,7 @@ class ImageReader:
 
     def holes(self) -> Iterator[Extent]:
         """Where no chunk is stored, in order and joined."""
-        size = self._record.chunk_bytes
-        for first, count in self._table.zero_runs():
-            start = first * size
-            yield Extent(start, min(count * size, self.size_bytes - start))
+        return self._table.zero_runs()
 
     def close(self) -> None:
         """End the worker threads."""
@@ -125,24 +119,42 @@ class ImageReader:
                 offset = cut
 
     def _batch(self, part: Extent) -> list[tuple[int, bytes]]:
-        size = self._record.chunk_bytes
-        numbers = range(part.offset // size, (part.end - 1) // size + 1)
-        names = [self._table.name(number) for number in numbers]
-        contents = iter(self._source.get_many([name for name in names if name != ZERO_NAME]))
-        pieces = []
-        for number, name in zip(numbers, names, strict=True):
-            data = self._zeros if name == ZERO_NAME else next(contents)
-            start = number * size
-            first, last = max(part.offset - start, 0), min(part.end - start, size)
-            if first or last < len(data):
-                data = data[first:last]
-            pieces.append((start + first, data))
-        return pieces
+        pieces = list(self._table.pieces(part.offset, part.end))
+        whole = [
+            piece.name != ZERO_NAME and piece.start >= part.offset and piece.end <= part.end
+            for piece in pieces
+        ]
+        wanted = [piece.name for piece, inside in zip(pieces, whole, strict=True) if inside]
+        contents = iter(self._source.get_many(wanted))
+        return [
+            (
+                max(piece.start, part.offset),
+                self._within(
+                    piece,
+                    # The other part of a chunk that the edge cuts is wanted by the next batch.
+                    next(contents) if inside else self._content(piece.name),
+                    part.offset,
+                    part.end,
+                ),
+            )
+            for piece, inside in zip(pieces, whole, strict=True)
+        ]
 
-    def _chunk(self, number: int) -> bytes:
-        name = self._table.name(number)
+    def _within(self, piece: Piece, content: bytes, offset: int, end: int) -> bytes:
+        """The bytes of a piece that lie in `[offset, end)`."""
+        first, last = max(offset - piece.start, 0), min(end - piece.start, piece.length)
+        if piece.name == ZERO_NAME:
+            return bytes(last - first)
+        if len(content) != piece.length:
+            raise RepositoryDamagedError(
+                f"A chunk of {len(content)} bytes stands at byte {piece.start} of a disk where the "
+                f"table says {piece.length}; verify the repository."
+            )
+        return content if last - first == piece.length else content[first:last]
+
+    def _content(self, name: bytes) -> bytes:
         if name == ZERO_NAME:
-            return self._zeros
+            return b""
         with self._lock:
             data = self._recent.get(name)
             if data is not None:

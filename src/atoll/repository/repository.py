@@ -17,15 +17,17 @@ from atoll.model.errors import (
     RunConflictError,
     UnknownPointError,
 )
-from atoll.model.extents import Extent
+from atoll.model.extents import Extent, complement, merge, total_bytes
 from atoll.model.points import DiskImage, Evidence, RestorePoint
 from atoll.model.readers import BlockReader
 from atoll.model.retention import Holds, PointHold
 from atoll.repository import copying
 from atoll.repository.chunks import DEFAULT_LEVEL, ChunkCodec
 from atoll.repository.config import DEFAULT_CHUNK_BYTES, create_config, open_config
-from atoll.repository.copying import CopiedDisk, ParentImage
+from atoll.repository.copying import CopiedDisk
+from atoll.repository.cutting import Cutter
 from atoll.repository.differences import differing_extents
+from atoll.repository.drafts import DRAFTS, DiskDraft, Draft, DraftLog, RunDraft
 from atoll.repository.fetch import ChunkSource
 from atoll.repository.holds import (
     HOLDS,
@@ -44,7 +46,7 @@ from atoll.repository.pages import ChunkTable
 from atoll.repository.places import create_place, open_place
 from atoll.repository.points import PointLog, find_point
 from atoll.repository.prune import PrunePlan, Pruner, PruneReport
-from atoll.repository.reach import lost_extents
+from atoll.repository.reach import Reach, lost_extents
 from atoll.repository.readers import Readers
 from atoll.repository.reading import ImageReader
 from atoll.repository.reindex import rebuild_index
@@ -56,7 +58,7 @@ from atoll.repository.store import ObjectStore, own_objects
 from atoll.repository.verify import Verifier, VerifyReport
 
 _NO_ACCESS = S3Access()
-_FOLDERS = ("keys/", "packs/", "index/", "points/", "evidence/", "holds/", "lost/")
+_FOLDERS = ("keys/", "packs/", "index/", "points/", "evidence/", "holds/", "lost/", DRAFTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class Repository:
         self._store = store
         self._pack_bytes = pack_bytes
         self._codec = ChunkCodec(self._master, compression)
+        self._cutter = Cutter.of(self._master, self._config.chunk_bytes)
         self._keys = PackKeys(self._master)
         cache = None
         if caches is not None:
@@ -197,31 +200,99 @@ class Repository:
         parent: DiskImage | None = None,
         progress: Callable[[int], None] | None = None,
         threads: int | None = None,
+        draft: DiskDraft | None = None,
     ) -> CopiedDisk:
         """Copy a disk; a restore point must name the `root` of the result for it to stay.
 
         `extents` None reads everything but `reader.holes()`. Otherwise they are
-        widened to whole chunks and only those are read: the rest is the parent's,
+        widened to whole chunks of the parent and only those are read: the rest is the parent's,
         or zeros where there is no parent or the disk is longer than it. `progress`
-        is told the bytes read since it was last called, from the calling thread.
-        On any error all that this session has stored is void.
+        is told the bytes read since it was last called, from the calling thread. With a `draft`, what
+        an earlier process had copied by its draft is not read again, but counts as read and stored.
+        On any error all that this session has stored is void, but for what drafts have of it.
         """
         session = self._begin()
+        if draft is not None:
+            root = parent.root if parent is not None and extents is not None else ""
+            part = draft.begin(session, reader.size_bytes, root)
+            if part is not None:
+                extents = self._left(reader, extents, parent, part.copied_to)
+                parent = part.image
+                if progress is not None:
+                    progress(part.read_bytes)
+            progress = draft.counting(progress)
         image = None
         if parent is not None and extents is not None:
             image, extents = self._parent(session, parent, list(extents))
         copied = copying.copy_disk(
             session,
             self._codec,
+            self._cutter,
             self._config.chunk_bytes,
             reader,
             extents,
             image,
             progress,
             threads,
+            draft.reached if draft is not None else None,
         )
         session.made.add(copied.root)
-        return copied
+        return draft.finish(copied) if draft is not None else copied
+
+    def _left(
+        self,
+        reader: BlockReader,
+        extents: Iterable[Extent] | None,
+        parent: DiskImage | None,
+        offset: int,
+    ) -> list[Extent]:
+        """What of a disk would be read from an offset on."""
+        size = reader.size_bytes
+        if extents is None:
+            extents = complement(merge(reader.holes()), size)
+        elif parent is not None:
+            table = self._table(self._record(parent))
+            extents = copying.whole_chunks(extents, table, size)
+        return [
+            Extent(start, each.end - start)
+            for each in extents
+            if (start := max(each.offset, offset)) < each.end
+        ]
+
+    def draft(self, run: str, keep_seconds: float, every_seconds: float | None = None) -> RunDraft:
+        """For the copy of a run: what a process that was cut off had copied, and what this one has.
+
+        What it goes on with stays until the session ends. A draft of which something is missing counts
+        for nothing. Those it puts are kept for `keep_seconds`; not more often than each `every_seconds`.
+        """
+        session = self._begin()
+        log = DraftLog(self._store, self._master)
+        found = log.of(run)
+        if found is not None:
+            session.keep(found[1].roots)
+            # Only if it is there still, what it stands on is certain to stay.
+            if log.of(run) == found and self._reaches(found[1].roots):
+                session.made |= found[1].roots
+            else:
+                found = None
+        return RunDraft(log, run, keep_seconds, found, every_seconds)
+
+    def drafts(self) -> dict[str, Draft]:
+        """The drafts that can be gone on with, by run."""
+        going_on = DraftLog(self._store, self._master).going_on(frozenset())
+        return {draft.run: draft for draft in going_on.values()}
+
+    def drop_draft(self, run: str) -> None:
+        """Nobody is to go on with what has been copied of a run. Twice is harmless."""
+        DraftLog(self._store, self._master).drop(run)
+
+    def _reaches(self, roots: Iterable[str]) -> bool:
+        """Whether the index lists all that images need."""
+        try:
+            Reach(self._source.apart(), self._source.get).add(roots, [])
+        except RepositoryDamagedError:
+            return False
+        return True
 
     def put_blob(self, data: bytes) -> str:
         """Store bytes of any size, in deduplicated pieces; returns their name (hex)."""
@@ -319,6 +390,18 @@ class Repository:
             let_go()
             raise
 
+    def bytes_to_copy(self, extents: Sequence[Extent], parent: DiskImage, size_bytes: int) -> int:
+        """How much `copy_disk` will read for these extents of a disk of this size, for a progress bar.
+
+        More if the parent has lost something; then that is not known yet.
+        """
+        try:
+            self._settle(parent.root)
+            table = self._table(self._record(parent))
+            return total_bytes(copying.whole_chunks(extents, table, size_bytes))
+        except RepositoryDamagedError:
+            return total_bytes(extents)
+
     def changed_extents(self, older: DiskImage, newer: DiskImage) -> Iterator[Extent]:
         """Ranges of `newer` that may differ from `older`: in order, joined, whole chunks, none missed.
 
@@ -328,7 +411,7 @@ class Repository:
         self._settle(older.root)
         self._settle(newer.root)
         old, new = self._record(older), self._record(newer)
-        return differing_extents(old, self._table(old), new, self._table(new))
+        return differing_extents(self._table(old), self._table(new))
 
     def add_evidence(self, point_id: str, evidence: Evidence) -> None:
         """Attach what a restore test saw; UnknownPointError if there is no such point."""
@@ -592,20 +675,20 @@ class Repository:
 
     def _parent(
         self, session: Session, image: DiskImage, extents: list[Extent]
-    ) -> tuple[ParentImage | None, list[Extent] | None]:
+    ) -> tuple[ChunkTable | None, list[Extent] | None]:
         """The parent's table, certain to stay, and what is to be read: more where it lost something."""
+        session.keep([image.root])
         self._check_roots(session, [image.root])
         self._settle(image.root)
         if session.lost:
-            again = lost_extents(image, self._source.get, session.lost, self._config.chunk_bytes)
+            again = lost_extents(image, self._source.get, session.lost)
             if again is None:
                 return None, None
             extents += again
-        record = self._record(image)
-        return ParentImage(self._table(record), record.size_bytes), extents
+        return self._table(self._record(image)), extents
 
     def _table(self, record: DiskRecord) -> ChunkTable:
-        return ChunkTable(record.top, record.chunks, self._source.get)
+        return ChunkTable(record, self._source.get)
 
     def _record(self, image: DiskImage) -> DiskRecord:
         record = DiskRecord.from_bytes(self._source.get(name_of(image.root)))

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PROBES = "probes/"
-_NEVER_LOCKED = (SESSIONS, MAINTENANCE, PROBES, "marks/")
+_NEVER_LOCKED = (SESSIONS, MAINTENANCE, PROBES, "marks/", "drafts/")
 _KEPT = ("packs/", "config")
 """What is not deleted while it is locked. Deleting the rest hides it: forgetting a point, taking a key
 back and writing the index anew must not have to wait, and a pack is worth nothing without them."""
@@ -56,6 +56,10 @@ class S3Lock:
     def check(self) -> None:
         """RunConflictError if another may have the right by now; asks nobody."""
         self._beacon.check()
+
+    def confirm(self) -> None:
+        """The same, and RunConflictError if the server has the claim no more."""
+        self._beacon.confirm()
 
     def release(self) -> None:
         """Remove the claim, which is this one's own by its name."""

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ from atoll.repository.store import Buffer, ObjectStore, own_objects
 
 PACKS_PER_SEGMENT = 64
 _PACKS_IN_FLIGHT = 2
+_STORED = object()
+"""In the place of a promise that was kept."""
 
 
 class Stored(NamedTuple):
@@ -67,6 +69,8 @@ class Session:
         self._told = False
         self.made: set[str] = set()
         """Roots of disks and blobs (hex) that this session stored or found stored."""
+        self.stored_bytes = 0
+        """What it added to the repository until now."""
         self._presence = Presence(store, master, writes=True)
         try:
             index = source.consolidate()  # after the marks: nothing found from here on is pruned
@@ -107,6 +111,8 @@ class Session:
             if self._open is None:
                 self._open = OpenPack(self._keys)
             entry = self._open.add(name, chunk)
+            self._promised[name] = _STORED
+            self.stored_bytes += entry.sealed_bytes
             if self._open.size_bytes >= self._pack_bytes:
                 self._dispatch()
         return entry.sealed_bytes
@@ -117,6 +123,20 @@ class Session:
         if not self.promise(name):
             return Stored(name, 0)
         return Stored(name, self.store(name, self._codec.pack(data)))
+
+    def owed(self) -> frozenset[bytes]:
+        """Chunks that somebody promised and has not stored yet."""
+        promises = list(self._promised.items())  # at once, while others promise more
+        return frozenset(name for name, promise in promises if promise is not _STORED)
+
+    def owes(self, names: Set[bytes]) -> bool:
+        """Whether some of these chunks, which were promised, are not stored yet."""
+        return any(self._promised.get(name, _STORED) is not _STORED for name in names)
+
+    def keep(self, roots: Iterable[str]) -> None:
+        """Have what these images (hex) need stay until the end. Then look whether they are there."""
+        with self._lock:
+            self._presence.keep(roots)
 
     def flush(self) -> None:
         """Make everything stored so far durable and indexed."""

@@ -35,6 +35,10 @@ class ObjectInfo:
 class StoreLock(Protocol):
     """A lock that is held until it is released or its process ends, however it ends."""
 
+    def confirm(self) -> None:
+        """RunConflictError if others have taken its holder for dead, and may hold it by now."""
+        ...
+
     def release(self) -> None:
         """Let go. Releasing twice is harmless."""
         ...

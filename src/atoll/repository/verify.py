@@ -12,6 +12,7 @@ from atoll.model.points import RestorePoint
 from atoll.repository.chunks import ChunkCodec
 from atoll.repository.config import CONFIG, Config, damaged_copies
 from atoll.repository.doubled import as_written
+from atoll.repository.drafts import DRAFTS
 from atoll.repository.fetch import ChunkSource
 from atoll.repository.holds import HOLDS, HoldLog
 from atoll.repository.index import INDEX, Index, read_segment
@@ -26,7 +27,7 @@ from atoll.repository.packs import (
     object_name,
 )
 from atoll.repository.points import EVIDENCE, POINTS, PointLog
-from atoll.repository.reach import DamageSearch, Reach, spoiled
+from atoll.repository.reach import DamageSearch, Reach
 from atoll.repository.sealing import halves
 from atoll.repository.slots import KEYS
 from atoll.repository.store import MissingObjectError, ObjectStore, own_objects
@@ -182,13 +183,13 @@ class Verifier:
                 point for point in points if name.startswith(self._log.folder_of(point))
             )
         self._check_notes()
-        for prefix in (POINTS, EVIDENCE, LOST):
+        for prefix in (POINTS, EVIDENCE, LOST, DRAFTS):
             self._count(sum(info.size_bytes for info in own_objects(self._store, prefix)))
         return list(points.values())
 
     def _check_notes(self) -> None:
-        """What was noted as lost; a note that cannot be read is passed over by backups."""
-        for info in list(own_objects(self._store, LOST)):
+        """What was noted as lost, and drafts; one that cannot be read is passed over by backups."""
+        for info in [*own_objects(self._store, LOST), *own_objects(self._store, DRAFTS)]:
             try:
                 copies = halves(self._store.get(info.name))
             except MissingObjectError:
@@ -319,9 +320,9 @@ class Verifier:
                             self._finding(INDEX, "no segment lists packs that points need")
                         finding = self._findings[name]
                         finding.points.add(point.id)
-                        extent = spoiled(touch, self._config.chunk_bytes, disk.size_bytes)
-                        if extent is not None and touch.name in self.lost:
-                            finding.lost.setdefault((point.id, disk.label), []).append(extent)
+                        if touch.extent is not None and touch.name in self.lost:
+                            place = (point.id, disk.label)
+                            finding.lost.setdefault(place, []).append(touch.extent)
 
     def _pass_over_forgotten(self, there: Set[str]) -> None:
         """What lay below a point that went while it was traced may rightly be missing."""

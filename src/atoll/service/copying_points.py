@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
 from atoll.model.errors import AtollError, RepositoryDamagedError, UnknownPointError
-from atoll.model.extents import Extent, align, complement, merge, total_bytes
+from atoll.model.extents import Extent, complement, merge, total_bytes
 from atoll.model.points import DiskImage, RestorePoint
 from atoll.model.progress import Progress
 from atoll.model.readers import BlockReader
@@ -161,11 +161,10 @@ class _Copier:
             if extents is not None:
                 parent = there
                 break
-        if extents is None:
-            wanted = complement(merge(reader.holes()), disk.size_bytes)
+        if extents is None or parent is None:
+            to_read = total_bytes(complement(merge(reader.holes()), disk.size_bytes))
         else:
-            wanted = iter(extents)
-        to_read = total_bytes(align(wanted, self._target.chunk_bytes, disk.size_bytes))
+            to_read = self._target.bytes_to_copy(extents, parent, disk.size_bytes)
         return _DiskWork(disk, reader, extents, parent, to_read)
 
     def _earlier(

@@ -169,6 +169,20 @@ def test_moving_has_a_bound(repository: Repository, opened: Callable[[], Reposit
     whole(repository, p2=b"".join(parts))
 
 
+def test_what_stays_wasted_is_told(repository: Repository) -> None:
+    waste = 4 * CHUNK
+    first = commit(repository, "p1", COMMON + noise(2, waste))
+    commit(repository, "p2", COMMON)
+    assert repository.prune().kept_bytes == 0
+    repository.forget({first.id})
+    plan = repository.prune_plan()
+    report = repository.prune()
+    assert (report.freed_bytes, report.moved_bytes) == (0, 0)
+    assert waste < plan.kept_bytes < waste + 3 * CHUNK, "that, and what a disk's image takes"
+    assert report.kept_bytes == plan.kept_bytes
+    whole(repository, p2=COMMON)
+
+
 def test_small_packs_are_joined_when_they_make_a_whole_one(
     repository: Repository, place: Path, opened: Callable[[], Repository]
 ) -> None:

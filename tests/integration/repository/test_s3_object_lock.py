@@ -352,6 +352,30 @@ def test_a_point_that_was_forgotten_can_be_brought_back_while_it_is_locked(
         assert not repository.verify().damaged
 
 
+def test_a_forget_that_is_refused_again_and_again_locks_what_stays_once(
+    s3: S3Site, where: S3Location, key: KeyFile
+) -> None:
+    """Each copy would stay, and cost, until its lock ends."""
+    with Repository.create(
+        str(where), key, chunk_bytes=CHUNK, access=s3.access(lock_days=3)
+    ) as repository:
+        disk = image(repository.copy_disk(MemoryDisk(noise(1, 4 * CHUNK))))
+        repository.commit([point("p1", disk), point("p2", disk)])
+    with s3.proxy() as proxy:
+        for _ in range(3):
+            store = s3.store(where, proxy.endpoint, lock_days=3)
+            proxy.on("DELETE", "/points/", Answer(403, "AccessDenied"), always=True)
+            with Repository(store, key) as repository, pytest.raises(RepositoryUnreachableError):
+                repository.forget({"p1"})
+            proxy.clear()
+    assert len(versions(s3, where, "points/")) == 2
+    for _ in range(2):
+        with Repository(s3.store(where, lock_days=3), key) as repository:
+            repository.forget({"p1"})
+            assert [found.id for found in repository.points()] == ["p2"]
+    assert sorted("Size" in each for each in versions(s3, where, "points/")) == [False, True, True]
+
+
 @pytest.fixture(autouse=True)
 def _no_keys_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test passes is what counts."""

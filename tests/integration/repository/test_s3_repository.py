@@ -3,6 +3,7 @@
 import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -15,10 +16,14 @@ from atoll.model.errors import (
 )
 from atoll.model.extents import Extent
 from atoll.repository.config import create_config
+from atoll.repository.inspection import by_form
 from atoll.repository.keys import KeyFile
+from atoll.repository.local import LocalStore
+from atoll.repository.mirror import mirror
 from atoll.repository.repository import Repository
 from atoll.repository.s3_access import S3Location
 from atoll.repository.store import ObjectStore
+from atoll.repository.wrapping import WrappedStore
 from repository_parts import CHUNK, MemoryDisk, image, noise, point
 from s3_proxy import Act, Answer, Cut, First, ResetAfter, ResetBefore, Rewrite
 from s3_site import S3Site, an_hour_later
@@ -304,6 +309,41 @@ def test_a_reader_that_meets_a_prune_finds_what_was_moved(
             assert reader.read(0, 6 * CHUNK) == data[: 6 * CHUNK]
             assert proxy.left == 0
             reader.close()
+
+
+@pytest.mark.parametrize("before", ["points/", "config"])
+def test_a_mirror_that_was_taken_for_dead_puts_no_point(
+    s3: S3Site, where: S3Location, key: KeyFile, tmp_path: Path, before: str
+) -> None:
+    """Another has the right to tidy by now, and may have removed what the points would rely on."""
+    with Repository.create(tmp_path / "here", key, chunk_bytes=CHUNK) as repository:
+        for name in ("p1", "p2"):
+            copied = image(repository.copy_disk(MemoryDisk(noise(1, 4 * CHUNK))))
+            repository.commit([point(name, copied)])
+    taken = []
+
+    class Slow(WrappedStore):
+        def get(self, name: str) -> bytes:
+            there = listed(s3, where)
+            if name.startswith(before) and (
+                before == "points/" or any("points/" in n for n in there)
+            ):
+                for claim in [each for each in there if each.startswith("maintenance/")]:
+                    s3.client.delete_object(Bucket=where.bucket, Key=where.key(claim))
+                taken.append(s3.store(where).maintain())
+            return super().get(name)
+
+    with pytest.raises(RunConflictError, match="taken for dead"):
+        mirror(Slow(LocalStore.open(tmp_path / "here")), s3.store(where), by_form, in_flight=1)
+    assert len(taken) == 1
+    there = [name.partition("/")[0] for name in listed(s3, where)]
+    assert there.count("packs") == 1
+    assert (there.count("points"), "config" in there) == (2 if before == "config" else 0, False)
+    taken[0].release()
+    mirror(LocalStore.open(tmp_path / "here"), s3.store(where), by_form)
+    with opened(s3.store(where), key) as repository:
+        assert len(repository.points()) == 2
+        assert repository.verify().damaged == ()
 
 
 def listed(s3: S3Site, where: S3Location) -> list[str]:

@@ -134,6 +134,24 @@ def test_a_dry_run_says_what_prune_then_does(atoll: Atoll, config: Path) -> None
     assert "are what was written" in atoll("verify")
 
 
+def test_what_stays_wasted_is_told_with_the_reason(atoll: Atoll, config: Path) -> None:
+    site = open_site(config)
+    with site.repository() as repository:
+        common = noise(1, 50 * CHUNK)
+        both = image(repository.copy_disk(MemoryDisk(common + noise(2, 10 * CHUNK))))
+        repository.commit([point("gone", both, at=NOW - 9 * DAY)])
+        repository.commit([point("stays", image(repository.copy_disk(MemoryDisk(common))), at=NOW)])
+        repository.forget({"gone"})
+    site.close()
+    told = (
+        "KiB that nobody needs stay in packs that are needed for the most part: one is written anew"
+    )
+    for command in (("repo", "prune", "--dry-run"), ("repo", "prune")):
+        said = " ".join(atoll(*command).split())
+        assert f"{told} once more than 40% of it is wasted." in said
+    assert "0 B of space came back." in said
+
+
 def test_what_went_is_named(atoll: Atoll, config: Path) -> None:
     rules(config, "[retention]\nkeep_last = 4\n")
     said = atoll("repo", "prune")

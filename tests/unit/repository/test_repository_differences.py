@@ -1,7 +1,7 @@
 """Where two disk images differ: never a miss, and exact to the chunk."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import pytest
@@ -9,8 +9,8 @@ import pytest
 from atoll.model.extents import Extent
 from atoll.repository.chunks import ZERO_NAME
 from atoll.repository.differences import differing_extents
-from atoll.repository.images import DiskRecord
-from atoll.repository.pages import PAGE_NAMES, ChunkTable, TableWriter
+from atoll.repository.images import PAGE_NAMES
+from atoll.repository.pages import ChunkTable, Piece, TableWriter
 
 CHUNK = 1000
 
@@ -32,49 +32,64 @@ class Pages(dict[bytes, bytes]):
 
 def image(
     pages: Pages, size: int, names: dict[int, bytes], parent: ChunkTable | None = None
-) -> tuple[DiskRecord, ChunkTable]:
-    chunks = -(-size // CHUNK)
-    writer = TableWriter(parent, chunks, pages.put)
+) -> ChunkTable:
+    writer = TableWriter(parent, size, CHUNK, pages.put)
     for number in sorted(names):
-        writer.set(number, names[number])
-    record = DiskRecord(size, CHUNK, writer.finish())
-    return record, ChunkTable(record.top, chunks, pages.read)
+        start = number * CHUNK
+        writer.set(start, min(CHUNK, size - start), names[number])
+    return ChunkTable(writer.finish(), pages.read)
 
 
 def name(number: int) -> bytes:
     return number.to_bytes(32, "big")
 
 
-def expected(
-    old: dict[int, bytes], new: dict[int, bytes], old_size: int, new_size: int
-) -> Iterator[int]:
-    for number in range(-(-new_size // CHUNK)):
-        past_the_end = (number + 1) * CHUNK > old_size and old_size != new_size
-        cut = (number + 1) * CHUNK > new_size and old_size != new_size
-        if past_the_end or cut or old.get(number, ZERO_NAME) != new.get(number, ZERO_NAME):
-            yield number
+def _cut(rnd: random.Random, start: int, end: int) -> Iterator[Piece]:
+    """Random pieces that cover a range, none of which reaches into the next leaf."""
+    span = PAGE_NAMES * CHUNK
+    while start < end:
+        stop = min(end, start + rnd.randrange(1, 40 * CHUNK), (start // span + 1) * span)
+        yield Piece(start, stop - start, name(rnd.choice([0, 0, 1, 2, 3])))
+        start = stop
 
 
-@pytest.mark.parametrize("new_size", [1, 70_500, 256_000, 300_400, 70_000_000])
-@pytest.mark.parametrize("old_size", [1, 70_500, 256_000, 300_400, 70_000_000])
+def _written(pages: Pages, size: int, pieces: Iterable[Piece]) -> ChunkTable:
+    writer = TableWriter(None, size, CHUNK, pages.put)
+    for piece in pieces:
+        writer.set(*piece)
+    return ChunkTable(writer.finish(), pages.read)
+
+
+def _at(table: ChunkTable, offset: int) -> Piece | None:
+    """The chunk there; zeros are the same wherever they begin."""
+    [piece] = table.pieces(offset, offset + 1)
+    return None if piece.name == ZERO_NAME else piece
+
+
+@pytest.mark.parametrize("new_size", [1, 70_500, 256_000, 300_400, 7_000_000])
+@pytest.mark.parametrize("old_size", [1, 70_500, 256_000, 300_400, 7_000_000])
 def test_any_two_sizes(old_size: int, new_size: int) -> None:
     rnd = random.Random(old_size * 7 + new_size)
     pages = Pages()
-    old = {rnd.randrange(-(-old_size // CHUNK)): name(rnd.randrange(1, 4)) for _ in range(60)}
-    new = {number: chunk for number, chunk in old.items() if number * CHUNK < new_size}
-    for _ in range(20):
-        new[rnd.randrange(-(-new_size // CHUNK))] = rnd.choice([ZERO_NAME, name(1), name(2)])
-    before, after = image(pages, old_size, old), image(pages, new_size, new)
-    found = list(differing_extents(*before, *after))
-    numbers = [
-        number
-        for extent in found
-        for number in range(extent.offset // CHUNK, -(-extent.end // CHUNK))
-    ]
-    assert numbers == list(expected(old, new, old_size, new_size))
-    assert all(extent.offset % CHUNK == 0 for extent in found)
-    assert all(extent.end % CHUNK == 0 or extent.end == new_size for extent in found)
+    before = list(_cut(rnd, 0, old_size))
+    changes = [(at, at + rnd.randrange(1, 90_000)) for at in rnd.sample(range(8_000_000), 20)]
+    after = []
+    for piece in before:
+        if piece.end > new_size:
+            after += _cut(rnd, piece.start, max(piece.start, new_size))
+        elif any(start < piece.end and piece.start < end for start, end in changes):
+            after += _cut(rnd, piece.start, piece.end)
+        else:
+            after.append(piece)
+    after += _cut(rnd, old_size, new_size)
+    old, new = _written(pages, old_size, before), _written(pages, new_size, after)
+    found = list(differing_extents(old, new))
     assert all(a.end < b.offset for a, b in pairwise(found))
+    assert all(0 <= each.offset < each.end <= new_size for each in found)
+    ends = {end for piece in [*before, *after] for end in (piece.start, piece.end - 1)}
+    for offset in sorted(end for end in ends if end < new_size):
+        differs = offset >= old_size or _at(old, offset) != _at(new, offset)
+        assert differs == any(each.offset <= offset < each.end for each in found), offset
 
 
 def test_what_did_not_change_is_not_read() -> None:
@@ -82,9 +97,10 @@ def test_what_did_not_change_is_not_read() -> None:
     chunks = 100 * PAGE_NAMES
     before = image(pages, chunks * CHUNK, {number: name(number + 1) for number in range(chunks)})
     changed = {5 * PAGE_NAMES + 7: name(1 << 40)}
-    after = image(pages, chunks * CHUNK, changed, before[1])
+    after = image(pages, chunks * CHUNK, changed, before)
     pages.asked = 0
-    before = before[0], ChunkTable(before[0].top, chunks, pages.read)
-    assert list(differing_extents(*before, *after)) == [Extent((5 * PAGE_NAMES + 7) * CHUNK, CHUNK)]
+    before = ChunkTable(before.record, pages.read)
+    after = ChunkTable(after.record, pages.read)
+    assert list(differing_extents(before, after)) == [Extent((5 * PAGE_NAMES + 7) * CHUNK, CHUNK)]
     assert pages.asked <= 4
-    assert list(differing_extents(*after, *after)) == []
+    assert list(differing_extents(after, after)) == []
