@@ -17,6 +17,7 @@ from atoll.repository.cutting import BLOCK_BYTES, Cutter, Marks
 from atoll.repository.images import PAGE_NAMES
 from atoll.repository.memory import keep_memory
 from atoll.repository.pages import ChunkTable, TableWriter
+from atoll.repository.planning import ranges_to_read
 from atoll.repository.session import Session
 from atoll.repository.store import Buffer
 
@@ -102,7 +103,7 @@ def copy_disk(
     if extents is None:
         wanted = align(complement(merge(reader.holes()), size), BLOCK_BYTES, size)
     else:
-        wanted = whole_chunks(extents, parent, size)
+        wanted = ranges_to_read(extents, parent, size, cutter.shortest_bytes, session.length)
     stored = new = known = zero = read = 0
 
     def put(page: bytes) -> bytes:
@@ -164,32 +165,6 @@ def copy_disk(
     return CopiedDisk(root.hex(), size, read, stored, new, known, zero)
 
 
-def whole_chunks(extents: Iterable[Extent], parent: ChunkTable | None, size: int) -> list[Extent]:
-    """Widen ranges to whole blocks and, where the parent has chunks, to these; merged, in order.
-
-    With them everything is read that cannot be the parent's. The same ranges again come to the same.
-    """
-    wanted = list(extents)
-    if parent is None:
-        return align(wanted, BLOCK_BYTES, size)
-    older = parent.record.size_bytes
-    edge = min(older, size)
-    if older != size and edge:
-        # A chunk of the parent that the end cuts through is no chunk of this disk, and what follows
-        # an end inside a block begins in that block.
-        last = next(iter(parent.pieces(edge - 1, edge)))
-        if edge % BLOCK_BYTES or last.end > edge:
-            wanted.append(Extent(edge - 1, 1))
-    found = []
-    for extent in align(wanted, BLOCK_BYTES, size):
-        found.append(extent)
-        for at in (extent.offset, extent.end - 1):
-            for piece in parent.pieces(at, at + 1):
-                if piece.name != ZERO_NAME:
-                    found.append(Extent(piece.start, min(piece.end, size) - piece.start))
-    return merge(found)
-
-
 def _jobs(extents: Iterable[Extent], span: int) -> Iterator[list[_Part]]:
     """Deal out what is to be read in jobs of at most 2 MiB; no part reaches into the next leaf."""
     job: list[_Part] = []
@@ -198,7 +173,7 @@ def _jobs(extents: Iterable[Extent], span: int) -> Iterator[list[_Part]]:
         offset = extent.offset
         while offset < extent.end:
             end = min(extent.end, (offset // span + 1) * span)
-            length = min(room, end - offset)
+            length = min(room // BLOCK_BYTES * BLOCK_BYTES, end - offset)
             job.append(_Part(Extent(offset, length), offset + length == end))
             offset += length
             room -= length

@@ -60,6 +60,11 @@ class Cutter:
         return max(1, self.mean // 4)
 
     @property
+    def shortest_bytes(self) -> int:
+        """The same in bytes."""
+        return self.shortest * BLOCK_BYTES
+
+    @property
     def longest(self) -> int:
         """Blocks of the longest chunk."""
         return self.mean * 4

@@ -7,8 +7,7 @@ one name are the same and are never looked into. What that costs grows with what
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from atoll.model.extents import Extent, complement, intersect
-from atoll.repository.chunks import ZERO_NAME
+from atoll.model.extents import Extent
 from atoll.repository.images import PAGE_NAMES
 from atoll.repository.pages import ChunkTable, Piece
 
@@ -16,8 +15,8 @@ from atoll.repository.pages import ChunkTable, Piece
 def differing_extents(old: ChunkTable, new: ChunkTable) -> Iterator[Extent]:
     """Ranges of the new image that may differ from the old one: in order, joined, none missed.
 
-    Whole chunks, or zeros that were none; and all that lies past the old end. Both have the same
-    `chunk_bytes`. RepositoryDamagedError where a page cannot be read.
+    Where other chunks stand, or other parts of them; and all that lies past the old end. Both have
+    the same `chunk_bytes`. RepositoryDamagedError where a page cannot be read.
     """
     size, shared = new.record.size_bytes, min(old.record.size_bytes, new.record.size_bytes)
     rest = [Extent(shared, size - shared)] if shared < size else []
@@ -55,25 +54,21 @@ def _differing(old: ChunkTable, new: ChunkTable, shared: int) -> Iterator[Extent
                 yield from below(level - 1, child)
             return
         end = min(base + new.span, shared)
-        yield from _of_leaves(old.leaf(number), new.leaf(number), base, end)
+        yield from _of_leaves(old.leaf(number), new.leaf(number), end)
 
     return below(new.levels - 1, 0)
 
 
-def _of_leaves(old: list[Piece], new: list[Piece], base: int, end: int) -> Iterator[Extent]:
-    """What two leaves do not say alike of `[base, end)`: chunks that only the new one has there."""
-    known = set(old)
-    alike = [
-        Extent(piece.start, piece.length)
-        for piece in new
-        if piece.name != ZERO_NAME and piece.start < end and piece in known
-    ]
-    zeros = intersect(_zeros(old), [zero for zero in _zeros(new) if zero.offset < end])
-    for extent in complement(sorted([*alike, *zeros]), end):
-        if extent.end > base:
-            start = max(extent.offset, base)
-            yield Extent(start, extent.end - start)
-
-
-def _zeros(leaf: list[Piece]) -> Iterator[Extent]:
-    return (Extent(piece.start, piece.length) for piece in leaf if piece.name == ZERO_NAME)
+def _of_leaves(old: list[Piece], new: list[Piece], end: int) -> Iterator[Extent]:
+    """What two leaves do not say alike below `end`."""
+    olds = iter(old)
+    before = next(olds)
+    for piece in new:
+        at = piece.start
+        while at < min(piece.end, end):
+            while before.end <= at:
+                before = next(olds)
+            stop = min(piece.end, before.end, end)
+            if before.part(at, stop) != piece.part(at, stop):
+                yield Extent(at, stop - at)
+            at = stop

@@ -166,14 +166,16 @@ class RunDraft:
         keep_seconds: float,
         taken_up: tuple[str, Draft] | None = None,
         every_seconds: float | None = None,
+        put: Callable[[], None] | None = None,
     ) -> None:
         """`taken_up` is what an earlier process left and this one goes on with, by `DraftLog.of`.
 
-        Once put, a draft stays for `keep_seconds`, unless another takes its place.
+        Once put, a draft stays for `keep_seconds`, unless another takes its place. `put` is called then.
         """
         self._log = log
         self._run = run
         self._keep_seconds = keep_seconds
+        self._was_put = put
         self._object, draft = taken_up if taken_up else ("", None)
         self._disks = {(disk.vm, disk.key): disk for disk in (draft.disks if draft else ())}
         self._every = EVERY_SECONDS if every_seconds is None else every_seconds
@@ -208,6 +210,8 @@ class RunDraft:
         older, self._object = self._object, self._log.put(draft)
         if older:
             self._log.remove(older)
+        if self._was_put is not None:
+            self._was_put()
         ended = time.monotonic()
         self._next = ended + max(self._every, _MOST_OF_THE_TIME * (ended - began))
 
@@ -273,7 +277,8 @@ class DiskDraft:
             return
         waiting, self._waiting = self._waiting, None
         session.flush()
-        self._run.note(waiting.disk)
+        # What was stored beyond it meanwhile is not stored again.
+        self._run.note(replace(waiting.disk, stored_bytes=self._stored()))
         self._run.put(waiting.began)
 
     def finish(self, copied: CopiedDisk) -> CopiedDisk:
@@ -287,8 +292,10 @@ class DiskDraft:
         return replace(copied, read_bytes=disk.read_bytes, stored_bytes=disk.stored_bytes)
 
     def _part(self, root: str, copied_to: int) -> DraftDisk:
-        stored = self._disk.stored_bytes + self._at_work().stored_bytes - self._stored_before
-        return replace(self._disk, root=root, copied_to=copied_to, stored_bytes=stored)
+        return replace(self._disk, root=root, copied_to=copied_to, stored_bytes=self._stored())
+
+    def _stored(self) -> int:
+        return self._disk.stored_bytes + self._at_work().stored_bytes - self._stored_before
 
     def _at_work(self) -> Session:
         assert self._session is not None, "it has begun"

@@ -159,6 +159,11 @@ class ChunkSource:
         except IndexCacheDamagedError:
             return name in self._without_cache()
 
+    def length(self, name: bytes) -> int:
+        """The chunk's length in bytes; longer than any if this process does not know the chunk."""
+        places = self.places(name)
+        return places[0].entry.plain_bytes if places else 1 << 62
+
     def places(self, name: bytes) -> list[Location]:
         """Where the chunk lies as far as this process knows."""
         try:

@@ -1,7 +1,7 @@
 """Chunk tables: which chunk stands where, as a tree of content-addressed pages.
 
-A leaf says for its part of the disk, 256 times the usual size of a chunk, which chunks follow each other
-and how long each is. The pages above are 256 names of pages each. A part that is all zeros is the
+A leaf says for its part of the disk, 256 times the usual size of a chunk, which pieces follow each other,
+each a chunk or a part of one. The pages above are 256 names of pages each. A part that is all zeros is the
 zero name and has no pages. An increment writes only the pages above what changed.
 
 Disks of the first version have chunks of one size, and leaves that are names alone.
@@ -24,8 +24,8 @@ from atoll.repository.chunks import NAME_BYTES, ZERO_NAME
 from atoll.repository.images import FIXED, PAGE_NAMES, DiskRecord, levels
 
 PAGE_BYTES = PAGE_NAMES * NAME_BYTES
-LEAF_ROW_BYTES = 4 + NAME_BYTES
-"""Of a leaf: four bytes of length, and a name."""
+LEAF_ROW_BYTES = 4 + 4 + NAME_BYTES
+"""Of a leaf: how long a piece is, where it begins in its chunk, and the chunk's name."""
 _ZERO_PAGE = bytes(PAGE_BYTES)
 _CACHED_PAGES = 1024
 _CACHED_LEAVES = 256
@@ -33,16 +33,23 @@ _start = attrgetter("start")
 
 
 class Piece(NamedTuple):
-    """`length` bytes of a disk from `start`: the whole of a chunk, or zeros (the zero name)."""
+    """`length` bytes of a disk from `start`: those of a chunk from `skip` on, or zeros (the zero name)."""
 
     start: int
     length: int
     name: bytes
+    skip: int = 0
 
     @property
     def end(self) -> int:
         """First byte past the piece."""
         return self.start + self.length
+
+    def part(self, start: int, end: int) -> "Piece":
+        """What of it lies in `[start, end)`, which it reaches into."""
+        start, end = max(start, self.start), min(end, self.end)
+        skip = 0 if self.name == ZERO_NAME else self.skip + start - self.start
+        return Piece(start, end - start, self.name, skip)
 
 
 def leaf_names(page: bytes, version: int) -> bytes:
@@ -51,7 +58,7 @@ def leaf_names(page: bytes, version: int) -> bytes:
         if len(page) == PAGE_BYTES:
             return page
     elif page and len(page) % LEAF_ROW_BYTES == 0:
-        return page[len(page) // LEAF_ROW_BYTES * 4 :]
+        return page[len(page) // LEAF_ROW_BYTES * 8 :]
     raise _no_page()
 
 
@@ -61,14 +68,18 @@ def leaf_pieces(page: bytes, version: int, base: int, span: int, chunk_bytes: in
     if version == FIXED:
         starts = range(0, span, chunk_bytes)
         lengths = [min(chunk_bytes, span - start) for start in starts]
+        skips = [0] * len(lengths)
     else:
-        lengths = _little(array("I", page[: len(page) - len(names)])).tolist()
+        numbers = _little(array("I", page[: len(page) - len(names)])).tolist()
+        lengths, skips = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
         if sum(lengths) != span or not all(lengths):
             raise _no_page()
     at = range(0, len(names), NAME_BYTES)
     return [
-        Piece(start, length, names[name : name + NAME_BYTES])
-        for start, length, name in zip(accumulate(lengths, initial=base), lengths, at, strict=False)
+        Piece(start, length, names[name : name + NAME_BYTES], skip)
+        for start, length, name, skip in zip(
+            accumulate(lengths, initial=base), lengths, at, skips, strict=False
+        )
     ]
 
 
@@ -223,15 +234,15 @@ class TableWriter:
         self._due = [] if parent is None else _leaves_to_renew(parent, size_bytes)
 
     def set(self, start: int, length: int, name: bytes) -> None:
-        """Say what stands at a place, within one leaf.
+        """Say which chunk stands at a place, within one leaf.
 
-        ValueError if it is out of order, past the end, or replaces an older chunk in part.
+        ValueError if that is out of order, past the end, or in two leaves.
         """
         if length <= 0 or start < self._at or start + length > self._size:
             raise ValueError(f"{length} bytes at {start} are out of order or past the end")
         self._go_to(start // self._span)
         self._carry(start)
-        self._append(start, start + length, name)
+        self._append(Piece(start, length, name))
 
     def as_it_stands(self) -> DiskRecord:
         """The disk if nothing more were set, its pages written; more can be set afterwards."""
@@ -281,8 +292,8 @@ class TableWriter:
         if len(leaf) == 1 and leaf[0].name == ZERO_NAME:
             self._changed[self._number] = ZERO_NAME
             return
-        lengths = _little(array("I", [piece.length for piece in leaf]))
-        page = lengths.tobytes() + b"".join([piece.name for piece in leaf])
+        numbers = [*(piece.length for piece in leaf), *(piece.skip for piece in leaf)]
+        page = _little(array("I", numbers)).tobytes() + b"".join([piece.name for piece in leaf])
         self._changed[self._number] = self._put(page)
 
     def _carry(self, to: int) -> None:
@@ -290,21 +301,22 @@ class TableWriter:
         parent = self._parent
         if parent is not None and self._at < to:
             for piece in parent.pieces(self._at, to):
-                start, end = max(piece.start, self._at), min(piece.end, to)
-                if piece.name != ZERO_NAME and end - start < piece.length:
-                    raise ValueError(f"the older chunk at {piece.start} is replaced in part")
-                self._append(start, end, piece.name)
+                self._append(piece.part(self._at, to))
         if self._at < to:
-            self._append(self._at, to, ZERO_NAME)
+            self._append(Piece(self._at, to - self._at, ZERO_NAME))
 
-    def _append(self, start: int, end: int, name: bytes) -> None:
-        assert self._leaf is not None
-        if end > (self._number + 1) * self._span:
-            raise ValueError(f"{end - start} bytes at {start} do not lie in one leaf")
-        if name == ZERO_NAME and self._leaf and self._leaf[-1].name == ZERO_NAME:
-            start = self._leaf.pop().start
-        self._leaf.append(Piece(start, end - start, name))
-        self._at = end
+    def _append(self, piece: Piece) -> None:
+        leaf = self._leaf
+        assert leaf is not None
+        if piece.end > (self._number + 1) * self._span:
+            raise ValueError(f"{piece.length} bytes at {piece.start} do not lie in one leaf")
+        self._at = piece.end
+        if leaf and leaf[-1].name == piece.name:
+            last = leaf[-1]
+            if piece.name == ZERO_NAME or last.skip + last.length == piece.skip:
+                piece = last._replace(length=last.length + piece.length)
+                del leaf[-1]
+        leaf.append(piece)
 
     def _level(self, level: int, below: dict[int, bytes]) -> dict[int, bytes]:
         made: dict[int, bytes] = {}

@@ -4,8 +4,8 @@ A pack goes in two steps. First a *mark* names it; then it is removed, once ever
 seen the mark and what restore points need was looked up again. Why that is enough:
 
 - A writer joins, then reads the marks, then the index, and stores anew what lies only in marked packs.
-  An image it carries over must be of a committed point after it has read the marks, and what such a
-  point needs was not marked. So a writer that saw a mark relies on none of its packs.
+  An image it carries over is named in its session before it looks that its point is committed, as a
+  reader does. So a writer that saw a mark relies on none of its packs.
 - A writer that did not see the mark is waited for. When it has ended, what it committed is among the
   points, and packs they need stay.
 - A reader names an image in his session before he looks whether its point is still there, and points
@@ -384,8 +384,9 @@ class Pruner:
 
 def _named(points: Iterable[RestorePoint]) -> tuple[set[str], set[str]]:
     """The disk images and the blobs that points name."""
-    disks = [disk for point in points for disk in point.disks]
-    return {disk.root for disk in disks}, {disk.extent_map for disk in disks} - {""}
+    found = list(points)
+    roots = {disk.root for point in found for disk in point.disks}
+    return roots, {blob for point in found for blob in point.blobs}
 
 
 def _by_pack(

@@ -126,7 +126,7 @@ class DamageSearch:
     def disk(self, disk: DiskImage) -> Iterator[Touch]:
         """Every bad name below a disk, with the range of the disk it touches."""
         if disk.extent_map:
-            yield from self._blob(name_of(disk.extent_map))
+            yield from self.blob(disk.extent_map)
         root = name_of(disk.root)
         if self._bad(root):
             yield Touch(root, Extent(0, disk.size_bytes), chunk=False)
@@ -136,7 +136,9 @@ class DamageSearch:
             return  # a bad name, and all of the disk is below it
         yield from self._page(record, record.top, levels(record.chunks) - 1, 0)
 
-    def _blob(self, name: bytes) -> Iterator[Touch]:
+    def blob(self, blob: str) -> Iterator[Touch]:
+        """Every bad name of a blob."""
+        name = name_of(blob)
         if self._bad(name):
             yield Touch(name, None, chunk=True)
         try:

@@ -59,7 +59,7 @@ class ImageReader:
             return b"".join([data for _, data in self.read_many([Extent(offset, length)])])
         end = offset + length
         parts = [
-            self._within(piece, self._content(piece.name), offset, end)
+            self._within(piece.part(offset, end), self._content(piece.name))
             for piece in self._table.pieces(offset, end)
         ]
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -120,37 +120,36 @@ class ImageReader:
 
     def _batch(self, part: Extent) -> list[tuple[int, bytes]]:
         pieces = list(self._table.pieces(part.offset, part.end))
-        whole = [
-            piece.name != ZERO_NAME and piece.start >= part.offset and piece.end <= part.end
+        # The rest of a chunk that an edge cuts is wanted by the next batch, so those are kept.
+        inside = dict.fromkeys(
+            piece.name
             for piece in pieces
-        ]
-        wanted = [piece.name for piece, inside in zip(pieces, whole, strict=True) if inside]
-        contents = iter(self._source.get_many(wanted))
+            if piece.name != ZERO_NAME and piece.start >= part.offset and piece.end <= part.end
+        )
+        contents = dict(zip(inside, self._source.get_many(list(inside)), strict=True))
         return [
             (
                 max(piece.start, part.offset),
                 self._within(
-                    piece,
-                    # The other part of a chunk that the edge cuts is wanted by the next batch.
-                    next(contents) if inside else self._content(piece.name),
-                    part.offset,
-                    part.end,
+                    piece.part(part.offset, part.end),
+                    contents.get(piece.name) or self._content(piece.name),
                 ),
             )
-            for piece, inside in zip(pieces, whole, strict=True)
+            for piece in pieces
         ]
 
-    def _within(self, piece: Piece, content: bytes, offset: int, end: int) -> bytes:
-        """The bytes of a piece that lie in `[offset, end)`."""
-        first, last = max(offset - piece.start, 0), min(end - piece.start, piece.length)
+    def _within(self, piece: Piece, content: bytes) -> bytes:
+        """The bytes that a piece takes of its chunk."""
         if piece.name == ZERO_NAME:
-            return bytes(last - first)
-        if len(content) != piece.length:
+            return bytes(piece.length)
+        if piece.length == len(content) and not piece.skip:
+            return content
+        if piece.skip + piece.length > len(content):
             raise RepositoryDamagedError(
                 f"A chunk of {len(content)} bytes stands at byte {piece.start} of a disk where the "
-                f"table says {piece.length}; verify the repository."
+                f"table says {piece.skip + piece.length}; verify the repository."
             )
-        return content if last - first == piece.length else content[first:last]
+        return content[piece.skip : piece.skip + piece.length]
 
     def _content(self, name: bytes) -> bytes:
         if name == ZERO_NAME:

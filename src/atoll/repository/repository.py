@@ -44,6 +44,7 @@ from atoll.repository.mirror import Kind, MirrorReport, kind_of, mirror
 from atoll.repository.packs import PACK_BYTES, PACKS, PackKeys
 from atoll.repository.pages import ChunkTable
 from atoll.repository.places import create_place, open_place
+from atoll.repository.planning import ranges_to_read
 from atoll.repository.points import PointLog, find_point
 from atoll.repository.prune import PrunePlan, Pruner, PruneReport
 from atoll.repository.reach import Reach, lost_extents
@@ -101,6 +102,7 @@ class Repository:
         self._cutter = Cutter.of(self._master, self._config.chunk_bytes)
         self._keys = PackKeys(self._master)
         cache = None
+        self._caches = None if caches is None else caches / f"{self._config.id}-files"
         if caches is not None:
             # Copies have the same id, and in one folder each would save over the other.
             place = blake3(store.location.encode()).hexdigest(length=4)
@@ -179,6 +181,15 @@ class Repository:
         return self._config.id
 
     @property
+    def cache_directory(self) -> Path | None:
+        """Where whoever reads blobs may keep what can be lost; None if nowhere. Perhaps not there yet."""
+        return self._caches
+
+    def secret(self, purpose: str) -> bytes:
+        """32 bytes that only who has the key knows, others for each purpose."""
+        return self._master.derive(purpose)
+
+    @property
     def key_id(self) -> str:
         """Names the key this repository was made with."""
         return self._config.key_id
@@ -205,7 +216,7 @@ class Repository:
         """Copy a disk; a restore point must name the `root` of the result for it to stay.
 
         `extents` None reads everything but `reader.holes()`. Otherwise they are
-        widened to whole chunks of the parent and only those are read: the rest is the parent's,
+        widened to parts of the parent's chunks and only those are read: the rest is the parent's,
         or zeros where there is no parent or the disk is longer than it. `progress`
         is told the bytes read since it was last called, from the calling thread. With a `draft`, what
         an earlier process had copied by its draft is not read again, but counts as read and stored.
@@ -252,18 +263,25 @@ class Repository:
             extents = complement(merge(reader.holes()), size)
         elif parent is not None:
             table = self._table(self._record(parent))
-            extents = copying.whole_chunks(extents, table, size)
+            extents = self._to_read(extents, table, size)
         return [
             Extent(start, each.end - start)
             for each in extents
             if (start := max(each.offset, offset)) < each.end
         ]
 
-    def draft(self, run: str, keep_seconds: float, every_seconds: float | None = None) -> RunDraft:
+    def draft(
+        self,
+        run: str,
+        keep_seconds: float,
+        every_seconds: float | None = None,
+        put: Callable[[], None] | None = None,
+    ) -> RunDraft:
         """For the copy of a run: what a process that was cut off had copied, and what this one has.
 
         What it goes on with stays until the session ends. A draft of which something is missing counts
-        for nothing. Those it puts are kept for `keep_seconds`; not more often than each `every_seconds`.
+        for nothing. Those it puts are kept for `keep_seconds`; it puts one every minute, or as
+        `every_seconds` says, and calls `put` then.
         """
         session = self._begin()
         log = DraftLog(self._store, self._master)
@@ -275,7 +293,7 @@ class Repository:
                 session.made |= found[1].roots
             else:
                 found = None
-        return RunDraft(log, run, keep_seconds, found, every_seconds)
+        return RunDraft(log, run, keep_seconds, found, every_seconds, put)
 
     def drafts(self) -> dict[str, Draft]:
         """The drafts that can be gone on with, by run."""
@@ -296,13 +314,18 @@ class Repository:
 
     def put_blob(self, data: bytes) -> str:
         """Store bytes of any size, in deduplicated pieces; returns their name (hex)."""
+        step = self._config.chunk_bytes
+        return self.put_pieces(data[at : at + step] for at in range(0, len(data), step))
+
+    def put_pieces(self, pieces: Iterable[bytes]) -> str:
+        """The same for a blob that is cut already; its pieces stay as they are: see `pieces_of`."""
         session = self._begin()
+        size, names = 0, []
         try:
-            pieces = [
-                session.put(data[at : at + self._config.chunk_bytes]).name
-                for at in range(0, len(data), self._config.chunk_bytes)
-            ]
-            record = BlobRecord(len(data), tuple(pieces))
+            for piece in pieces:
+                size += len(piece)
+                names.append(session.put(piece).name)
+            record = BlobRecord(size, tuple(names))
             name = session.put(record.to_bytes()).name.hex()
         except BaseException as error:
             session.fail(error)
@@ -312,8 +335,7 @@ class Repository:
 
     def get_blob(self, name: str) -> bytes:
         """What `put_blob` was given; RepositoryDamagedError if it is not whole."""
-        self._settle(name)
-        record = BlobRecord.from_bytes(self._source.get(name_of(name)))
+        record = self._blob(name)
         data = b"".join(self._source.get_many(record.pieces))
         if len(data) != record.size_bytes:
             raise RepositoryDamagedError(
@@ -321,6 +343,18 @@ class Repository:
                 "repository."
             )
         return data
+
+    def pieces_of(self, blob: str) -> Sequence[bytes]:
+        """The names of a blob's pieces in order; equal names are equal pieces."""
+        return self._blob(blob).pieces
+
+    def piece(self, name: bytes) -> bytes:
+        """A piece of a blob by its name; RepositoryDamagedError if it is not whole."""
+        return self._source.get(name)
+
+    def _blob(self, name: str) -> BlobRecord:
+        self._settle(name)
+        return BlobRecord.from_bytes(self._source.get(name_of(name)))
 
     def commit(self, points: Sequence[RestorePoint]) -> None:
         """Make restore points visible: all of them, or none if this raises or is killed.
@@ -398,7 +432,7 @@ class Repository:
         try:
             self._settle(parent.root)
             table = self._table(self._record(parent))
-            return total_bytes(copying.whole_chunks(extents, table, size_bytes))
+            return total_bytes(self._to_read(extents, table, size_bytes))
         except RepositoryDamagedError:
             return total_bytes(extents)
 
@@ -687,6 +721,10 @@ class Repository:
             extents += again
         return self._table(self._record(image)), extents
 
+    def _to_read(self, extents: Iterable[Extent], table: ChunkTable, size: int) -> list[Extent]:
+        unit = self._cutter.shortest_bytes
+        return ranges_to_read(extents, table, size, unit, self._source.length)
+
     def _table(self, record: DiskRecord) -> ChunkTable:
         return ChunkTable(record, self._source.get)
 
@@ -701,7 +739,8 @@ class Repository:
 
     def _check_named(self, session: Session, points: Sequence[RestorePoint]) -> None:
         disks = [disk for point in points for disk in point.disks]
-        names = [name for disk in disks for name in (disk.root, disk.extent_map) if name]
+        names = [disk.root for disk in disks if disk.root]
+        names += (blob for point in points for blob in point.blobs)
         if any(not disk.root for disk in disks):
             names.append("")
         self._check_roots(session, names)
@@ -711,8 +750,7 @@ class Repository:
         if not unknown:
             return
         for point in self.points():
-            for disk in point.disks:
-                unknown -= {disk.root, disk.extent_map} - {""}
+            unknown -= {disk.root for disk in point.disks} | point.blobs
         if unknown:
             raise RepositoryDamagedError(
                 f"Disk image or blob {min(unknown)[:16]!r} is neither of a committed restore point "

@@ -98,6 +98,10 @@ class Session:
             return False
         return True
 
+    def length(self, name: bytes) -> int:
+        """The length of a stored chunk; longer than any if it is not known."""
+        return self._source.length(name)
+
     def _is_stored(self, name: bytes) -> bool:
         """Whether the chunk is in a pack that is there and stays; else it is stored again."""
         if not self._gone:

@@ -27,7 +27,7 @@ from atoll.repository.packs import (
     object_name,
 )
 from atoll.repository.points import EVIDENCE, POINTS, PointLog
-from atoll.repository.reach import DamageSearch, Reach
+from atoll.repository.reach import DamageSearch, Reach, Touch
 from atoll.repository.sealing import halves
 from atoll.repository.slots import KEYS
 from atoll.repository.store import MissingObjectError, ObjectStore, own_objects
@@ -142,11 +142,10 @@ class Verifier:
 
     def _all_there(self, points: Iterable[RestorePoint]) -> bool:
         """Whether the index lists all that points need and their pages can be read."""
-        disks = [disk for point in points for disk in point.disks]
+        roots = {disk.root for point in points for disk in point.disks}
+        blobs = {blob for point in points for blob in point.blobs}
         try:
-            Reach(self._source.apart(), self._source.get).add(
-                {disk.root for disk in disks}, {disk.extent_map for disk in disks} - {""}
-            )
+            Reach(self._source.apart(), self._source.get).add(roots, blobs)
         except RepositoryDamagedError:
             return False
         return True
@@ -310,19 +309,25 @@ class Verifier:
         for point in points:
             for disk in point.disks:
                 for touch in search.disk(disk):
-                    objects = self._blamed.get(touch.name)
-                    if objects is None:
-                        objects = {PACKS}
-                        self._finding(PACKS, "packs are missing that no index segment lists")
-                        self.lost.add(touch.name)
-                    for name in objects:
-                        if name == INDEX:
-                            self._finding(INDEX, "no segment lists packs that points need")
-                        finding = self._findings[name]
-                        finding.points.add(point.id)
-                        if touch.extent is not None and touch.name in self.lost:
-                            place = (point.id, disk.label)
-                            finding.lost.setdefault(place, []).append(touch.extent)
+                    self._touched(point.id, disk.label, touch)
+            if point.catalogue:
+                for touch in search.blob(point.catalogue):
+                    self._touched(point.id, "", touch)
+
+    def _touched(self, point: str, disk: str, touch: Touch) -> None:
+        """Note that a point meets a bad name; with an extent, in a disk of that label."""
+        objects = self._blamed.get(touch.name)
+        if objects is None:
+            objects = {PACKS}
+            self._finding(PACKS, "packs are missing that no index segment lists")
+            self.lost.add(touch.name)
+        for name in objects:
+            if name == INDEX:
+                self._finding(INDEX, "no segment lists packs that points need")
+            finding = self._findings[name]
+            finding.points.add(point)
+            if touch.extent is not None and touch.name in self.lost:
+                finding.lost.setdefault((point, disk), []).append(touch.extent)
 
     def _pass_over_forgotten(self, there: Set[str]) -> None:
         """What lay below a point that went while it was traced may rightly be missing."""

@@ -112,29 +112,32 @@ class Stranger:
         assert blake3(body, key=self.derive("chunk name")).digest() == name
         return body
 
-    def page(self, name: bytes, level: int, version: int, unit: int) -> list[tuple[int, bytes]]:
-        """Lengths and names below a page of a disk that has no end."""
+    def page(
+        self, name: bytes, level: int, version: int, unit: int
+    ) -> list[tuple[int, int, bytes]]:
+        """Lengths, skips and names below a page of a disk that has no end."""
         if name == ZERO:
-            return [(unit * 256 ** (level + 1), ZERO)]
+            return [(unit * 256 ** (level + 1), 0, ZERO)]
         page = self.chunk(name)
         if level == 0 and version == 2:
-            count = len(page) // 36
-            lengths = struct.unpack_from(f"<{count}I", page)
-            names = [page[at : at + 32] for at in range(4 * count, len(page), 32)]
-            return list(zip(lengths, names, strict=True))
+            count = len(page) // 40
+            numbers = struct.unpack_from(f"<{2 * count}I", page)
+            names = [page[at : at + 32] for at in range(8 * count, len(page), 32)]
+            return list(zip(numbers[:count], numbers[count:], names, strict=True))
         names = [page[at : at + 32] for at in range(0, 8192, 32)]
         if level == 0:
-            return [(unit, n) for n in names]
+            return [(unit, 0, n) for n in names]
         return [piece for below in names for piece in self.page(below, level - 1, version, unit)]
 
     def disk(self, root: str) -> bytes:
         magic, size, unit, levels, top = struct.unpack("<8sQII32s", self.chunk(bytes.fromhex(root)))
         assert (magic[:7], magic[7] in (1, 2)) == (b"ATOLDSK", True)
         content, at = [], 0
-        for whole, name in self.page(top, levels - 1, magic[7], unit):
+        for whole, skip, name in self.page(top, levels - 1, magic[7], unit):
             length = min(whole, size - at)
             if length > 0:
-                content.append(bytes(length) if name == ZERO else self.chunk(name))
+                chunk = bytes(length) if name == ZERO else self.chunk(name)
+                content.append(chunk[skip : skip + length])
                 assert len(content[-1]) == length
                 at += length
         return b"".join(content)

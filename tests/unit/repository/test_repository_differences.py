@@ -7,7 +7,6 @@ from itertools import pairwise
 import pytest
 
 from atoll.model.extents import Extent
-from atoll.repository.chunks import ZERO_NAME
 from atoll.repository.differences import differing_extents
 from atoll.repository.images import PAGE_NAMES
 from atoll.repository.pages import ChunkTable, Piece, TableWriter
@@ -53,17 +52,19 @@ def _cut(rnd: random.Random, start: int, end: int) -> Iterator[Piece]:
         start = stop
 
 
-def _written(pages: Pages, size: int, pieces: Iterable[Piece]) -> ChunkTable:
-    writer = TableWriter(None, size, CHUNK, pages.put)
+def _written(
+    pages: Pages, size: int, pieces: Iterable[Piece], parent: ChunkTable | None = None
+) -> ChunkTable:
+    writer = TableWriter(parent, size, CHUNK, pages.put)
     for piece in pieces:
-        writer.set(*piece)
+        writer.set(piece.start, piece.length, piece.name)
     return ChunkTable(writer.finish(), pages.read)
 
 
-def _at(table: ChunkTable, offset: int) -> Piece | None:
-    """The chunk there; zeros are the same wherever they begin."""
+def _at(table: ChunkTable, offset: int) -> Piece:
+    """Which byte of which chunk stands there."""
     [piece] = table.pieces(offset, offset + 1)
-    return None if piece.name == ZERO_NAME else piece
+    return piece.part(offset, offset + 1)
 
 
 @pytest.mark.parametrize("new_size", [1, 70_500, 256_000, 300_400, 7_000_000])
@@ -72,17 +73,15 @@ def test_any_two_sizes(old_size: int, new_size: int) -> None:
     rnd = random.Random(old_size * 7 + new_size)
     pages = Pages()
     before = list(_cut(rnd, 0, old_size))
-    changes = [(at, at + rnd.randrange(1, 90_000)) for at in rnd.sample(range(8_000_000), 20)]
-    after = []
-    for piece in before:
-        if piece.end > new_size:
-            after += _cut(rnd, piece.start, max(piece.start, new_size))
-        elif any(start < piece.end and piece.start < end for start, end in changes):
-            after += _cut(rnd, piece.start, piece.end)
-        else:
-            after.append(piece)
-    after += _cut(rnd, old_size, new_size)
-    old, new = _written(pages, old_size, before), _written(pages, new_size, after)
+    old = _written(pages, old_size, before)
+    starts = sorted(rnd.sample(range(0, max(new_size, 8_000_000), 100_000), 20))
+    after = [
+        piece
+        for start in starts
+        if start < new_size
+        for piece in _cut(rnd, start, min(start + rnd.randrange(1, 90_000), new_size))
+    ]
+    new = _written(pages, new_size, after, old)
     found = list(differing_extents(old, new))
     assert all(a.end < b.offset for a, b in pairwise(found))
     assert all(0 <= each.offset < each.end <= new_size for each in found)

@@ -44,7 +44,7 @@ def _chunk(value: int) -> bytes:
 def _write(pages: Pages, parent: ChunkTable | None, size: int, pieces: list[Piece]) -> ChunkTable:
     writer = TableWriter(parent, size, CHUNK, pages.put)
     for piece in pieces:
-        writer.set(*piece)
+        writer.set(piece.start, piece.length, piece.name)
     return ChunkTable(writer.finish(), pages.get)
 
 
@@ -96,13 +96,19 @@ def _pieces(rnd: random.Random, start: int, end: int) -> list[Piece]:
     return made
 
 
-def _model(older: list[Piece], ranges: list[tuple[int, int]], pieces: list[Piece], size: int):
-    """The list with ranges replaced, zeros joined inside a leaf, and filled up with them."""
-    made = [
-        piece for piece in older if not any(a < piece.end and piece.start < b for a, b in ranges)
-    ]
-    made += [piece for piece in pieces if piece.name != ZERO_NAME]
-    return sorted(piece for piece in made if piece.name != ZERO_NAME and piece.end <= size)
+def _model(
+    older: list[Piece], ranges: list[tuple[int, int]], pieces: list[Piece], size: int
+) -> list[Piece]:
+    """The chunks, and parts of chunks, that are left when ranges are replaced and the end is cut."""
+    made = list(older)
+    for start, end in [*ranges, (size, 1 << 62)]:
+        made = [
+            piece.part(first, last)
+            for piece in made
+            for first, last in ((0, start), (end, 1 << 62))
+            if piece.start < last and piece.end > first
+        ]
+    return sorted([*made, *(piece for piece in pieces if piece.name != ZERO_NAME)])
 
 
 @settings(deadline=None, max_examples=80)
@@ -115,15 +121,7 @@ def test_a_table_is_the_list_it_stands_for(
     table: ChunkTable | None = None
     model: list[Piece] = []
     for size, wanted in steps:
-        older = table.record.size_bytes if table else 0
         touched = [(start, min(start + length, size)) for start, length in wanted if start < size]
-        if table is not None and older > size > 0:
-            touched.append((size - 1, size))
-        # As a copy does: what is replaced are whole chunks of the older table.
-        for piece in model:
-            for start, end in list(touched):
-                if piece.start < end and start < piece.end:
-                    touched.append((piece.start, min(piece.end, size)))
         ranges: list[tuple[int, int]] = []
         for start, end in sorted(touched):
             if ranges and start <= ranges[-1][1]:
@@ -138,7 +136,9 @@ def test_a_table_is_the_list_it_stands_for(
         assert sum(piece.length for piece in found) == size
         assert all(a.end == b.start for a, b in pairwise(found))
         # The same pieces give the same pages, whatever the way there.
-        assert table.record == _write(pages, None, size, model).record
+        whole = [piece for piece in model if not piece.skip]
+        if whole == model:
+            assert table.record == _write(pages, None, size, model).record
         zeros = sum(extent.length for extent in table.zero_runs())
         assert zeros == size - sum(piece.length for piece in model)
         for offset in (0, 1, SPAN - 1, SPAN, size - 1):
@@ -154,20 +154,18 @@ def test_as_it_stands_is_what_finish_would_give_and_disturbs_nothing() -> None:
     changes = _even(dict.fromkeys((3, 300, 301, 700), 2))
     writer = TableWriter(older, size, CHUNK, pages.put)
     for count, piece in enumerate(changes, 1):
-        writer.set(*piece)
+        writer.set(piece.start, piece.length, piece.name)
         so_far = _write(pages, older, size, changes[:count]).record
         assert writer.as_it_stands() == so_far
     assert writer.finish() == so_far
 
 
-@pytest.mark.parametrize(
-    ("start", "length"), [(SPAN - 1, 2), (-1, 1), (0, 0), (2 * SPAN, 1), (SPAN // 2, 1)]
-)
+@pytest.mark.parametrize(("start", "length"), [(SPAN - 1, 2), (-1, 1), (0, 0), (2 * SPAN, 1)])
 def test_what_cannot_stand_in_a_table_is_refused(start: int, length: int) -> None:
     pages = Pages()
     older = _write(pages, None, 2 * SPAN, _even(dict.fromkeys(range(512), 1)))
     writer = TableWriter(older, 2 * SPAN, CHUNK, pages.put)
-    with pytest.raises(ValueError, match=r"past the end|one leaf|in part"):
+    with pytest.raises(ValueError, match=r"past the end|one leaf"):
         writer.set(start, length, _chunk(4))
         writer.finish()
 
@@ -200,7 +198,7 @@ def test_a_table_of_the_first_version_is_read_and_gone_on_with() -> None:
     assert newer.record == _write(Pages(), None, size, [*model[:2], change, *model[3:]]).record
 
 
-@pytest.mark.parametrize("leaf", [b"", b"x" * 35, b"\0" * 72, b"\1\0\0\0" * 2 + b"n" * 64])
+@pytest.mark.parametrize("leaf", [b"", b"x" * 39, bytes(80), b"\1\0\0\0" * 4 + b"n" * 64])
 def test_a_leaf_that_says_too_little_or_nothing_is_damage(leaf: bytes) -> None:
     table = ChunkTable(DiskRecord(SPAN, CHUNK, b"n" * 32), lambda _: leaf)
     with pytest.raises(RepositoryDamagedError, match="verify"):
