@@ -120,20 +120,18 @@ class ImageReader:
 
     def _batch(self, part: Extent) -> list[tuple[int, bytes]]:
         pieces = list(self._table.pieces(part.offset, part.end))
-        # The rest of a chunk that an edge cuts is wanted by the next batch, so those are kept.
-        inside = dict.fromkeys(
-            piece.name
-            for piece in pieces
-            if piece.name != ZERO_NAME and piece.start >= part.offset and piece.end <= part.end
-        )
-        contents = dict(zip(inside, self._source.get_many(list(inside)), strict=True))
+        # The rest of a chunk that an edge cuts is wanted by the next batch.
+        cut = {piece.name for piece in pieces if piece.start < part.offset or piece.end > part.end}
+        contents = {name: data for name in cut if (data := self._recalled(name)) is not None}
+        names = dict.fromkeys(piece.name for piece in pieces)
+        wanted = [name for name in names if name != ZERO_NAME and name not in contents]
+        contents |= zip(wanted, self._source.get_many(wanted), strict=True)
+        for name in cut - {ZERO_NAME}:
+            self._remember(name, contents[name])
         return [
             (
                 max(piece.start, part.offset),
-                self._within(
-                    piece.part(part.offset, part.end),
-                    contents.get(piece.name) or self._content(piece.name),
-                ),
+                self._within(piece.part(part.offset, part.end), contents.get(piece.name, b"")),
             )
             for piece in pieces
         ]
@@ -154,14 +152,21 @@ class ImageReader:
     def _content(self, name: bytes) -> bytes:
         if name == ZERO_NAME:
             return b""
+        data = self._recalled(name)
+        if data is None:
+            data = self._source.get(name)
+            self._remember(name, data)
+        return data
+
+    def _recalled(self, name: bytes) -> bytes | None:
         with self._lock:
             data = self._recent.get(name)
             if data is not None:
                 self._recent.move_to_end(name)
-                return data
-        data = self._source.get(name)
+            return data
+
+    def _remember(self, name: bytes, data: bytes) -> None:
         with self._lock:
             self._recent[name] = data
             if len(self._recent) > self._keep:
                 self._recent.popitem(last=False)
-        return data

@@ -437,7 +437,7 @@ class Repository:
             return total_bytes(extents)
 
     def changed_extents(self, older: DiskImage, newer: DiskImage) -> Iterator[Extent]:
-        """Ranges of `newer` that may differ from `older`: in order, joined, whole chunks, none missed.
+        """Ranges of `newer` that may differ from `older`: in order, joined, none missed.
 
         Told by their chunk tables, whatever lies between the two; nothing of the
         disks is read. RepositoryDamagedError where a table is not whole.
