@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from atoll.model.consistency import Consistency, ConsistencyProof
 from atoll.model.points import DiskImage, RestorePoint
 from atoll.repository.chunks import NAME_BYTES, RAW, ChunkCodec, PackedChunk
-from atoll.repository.images import FIXED, PAGE_NAMES, DiskRecord, levels
+from atoll.repository.images import PAGE_NAMES, DiskRecord, levels
 from atoll.repository.keys import MasterKey
 from atoll.repository.local import LocalStore
 from atoll.repository.packs import (
@@ -153,7 +153,10 @@ class _Maker:
             names = np.zeros((-(-count // PAGE_NAMES) * PAGE_NAMES, NAME_BYTES), np.uint8)
             names[:count] = chunk_names(np.arange(first, first + count))
             pages = names.reshape(-1, PAGE_NAMES, NAME_BYTES)
-            leaves = [self._put(page.tobytes()) for page in pages]
+            leaves = [
+                self._leaf(page, min(PAGE_NAMES, count - at * PAGE_NAMES))
+                for at, page in enumerate(pages)
+            ]
             for number in range(POINTS_PER_DISK):
                 if number:
                     self._change(pages, leaves, count)
@@ -166,9 +169,16 @@ class _Maker:
 
     def _change(self, pages: NDArray[np.uint8], leaves: list[bytes], count: int) -> None:
         for leaf in self._random.integers(0, len(leaves), CHANGED_PAGES).tolist():
-            slot = int(self._random.integers(0, min(PAGE_NAMES, count - leaf * PAGE_NAMES)))
+            inside = min(PAGE_NAMES, count - leaf * PAGE_NAMES)
+            slot = int(self._random.integers(0, inside))
             pages[leaf, slot] = chunk_names(self._random.integers(0, self._chunks, 1))[0]
-            leaves[leaf] = self._put(pages[leaf].tobytes())
+            leaves[leaf] = self._leaf(pages[leaf], inside)
+
+    def _leaf(self, names: NDArray[np.uint8], count: int) -> bytes:
+        """Whole chunks of the usual length."""
+        numbers = np.zeros(2 * count, "<u4")
+        numbers[:count] = CHUNK_BYTES
+        return self._put(numbers.tobytes() + names[:count].tobytes())
 
     def _root(self, leaves: Sequence[bytes], count: int) -> bytes:
         names = list(leaves)
@@ -178,7 +188,7 @@ class _Maker:
                 self._put(whole[at : at + PAGE_BYTES].ljust(PAGE_BYTES, b"\0"))
                 for at in range(0, len(whole), PAGE_BYTES)
             ]
-        return self._put(DiskRecord(count * CHUNK_BYTES, CHUNK_BYTES, names[0], FIXED).to_bytes())
+        return self._put(DiskRecord(count * CHUNK_BYTES, CHUNK_BYTES, names[0]).to_bytes())
 
     def _put(self, data: bytes) -> bytes:
         name = self._codec.name(data)
