@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from atoll.model.errors import StorageUnreachableError
-from atoll.model.extents import Extent, align, complement, merge
+from atoll.model.extents import Extent, align, complement, intersect, merge
 from atoll.model.readers import BlockReader
 from atoll.repository.chunks import ZERO_NAME, ChunkCodec, PackedChunk
-from atoll.repository.cutting import BLOCK_BYTES, Cutter, Marks
+from atoll.repository.cutting import BLOCK_BYTES, Cut, Cutter, Marks
 from atoll.repository.images import PAGE_NAMES
 from atoll.repository.memory import keep_memory
 from atoll.repository.pages import ChunkTable, TableWriter
@@ -49,10 +49,14 @@ Reached = Callable[[int, Callable[[], str]], None]
 
 
 class _Part(NamedTuple):
-    """Bytes to be read; `last` if nothing follows that they may be in one chunk with."""
+    """Bytes to be read; `last` if nothing follows that they may be in one chunk with.
+
+    `chunk`: they are one, and are not to be cut.
+    """
 
     extent: Extent
     last: bool
+    chunk: bool = False
 
 
 class _Seen(NamedTuple):
@@ -90,8 +94,12 @@ def copy_disk(
     progress: Callable[[int], None] | None = None,
     threads: int | None = None,
     reached: Reached | None = None,
+    lost: Sequence[Extent] = (),
 ) -> CopiedDisk:
     """Copy a disk and return its root. On any error the session is void.
+
+    `lost` are chunks of the parent that cannot be read any more. Where nothing changed they are read
+    as they were cut, so that they get their old names, and older disks have them again as well.
 
     Worker threads read and mark blocks, 2 MiB at a time, and name and compress chunks, about 1 MiB at a
     time; this thread cuts, takes results in order, seals and packs. How much is under way is bounded,
@@ -100,10 +108,17 @@ def copy_disk(
     keep_memory()
     size = reader.size_bytes
     workers = threads or max(2, os.cpu_count() or 2)
+    again: list[Extent] = []
     if extents is None:
         wanted = align(complement(merge(reader.holes()), size), BLOCK_BYTES, size)
     else:
-        wanted = ranges_to_read(extents, parent, size, cutter.shortest_bytes, session.length)
+        changed = merge(extents)
+        again = [each for each in lost if each.end <= size and not any(intersect([each], changed))]
+        gone = set(lost) - set(again)
+        wanted = ranges_to_read(
+            [*changed, *gone], parent, size, cutter.shortest_bytes, session.length
+        )
+        wanted = list(intersect(wanted, complement(again, size)))
     stored = new = known = zero = read = 0
 
     def put(page: bytes) -> bytes:
@@ -148,7 +163,7 @@ def copy_disk(
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="atoll-copy")
     try:
-        for job in _jobs(wanted, chunk_bytes * PAGE_NAMES):
+        for job in _jobs(wanted, again, chunk_bytes * PAGE_NAMES):
             reading.append((job, pool.submit(_read, cutter, reader, job)))
             if len(reading) > workers * _JOBS_AHEAD:
                 pack()
@@ -165,16 +180,20 @@ def copy_disk(
     return CopiedDisk(root.hex(), size, read, stored, new, known, zero)
 
 
-def _jobs(extents: Iterable[Extent], span: int) -> Iterator[list[_Part]]:
-    """Deal out what is to be read in jobs of at most 2 MiB; no part reaches into the next leaf."""
+def _jobs(wanted: list[Extent], again: list[Extent], span: int) -> Iterator[list[_Part]]:
+    """Deal out what is to be read in jobs of about 2 MiB; no part reaches into the next leaf."""
     job: list[_Part] = []
     room = _READ_BYTES
-    for extent in extents:
+    whole = set(again)
+    for extent in sorted([*wanted, *again]):
         offset = extent.offset
         while offset < extent.end:
             end = min(extent.end, (offset // span + 1) * span)
-            length = min(room // BLOCK_BYTES * BLOCK_BYTES, end - offset)
-            job.append(_Part(Extent(offset, length), offset + length == end))
+            length = end - offset
+            if extent not in whole:
+                length = min(room // BLOCK_BYTES * BLOCK_BYTES, length)
+            last = offset + length == end
+            job.append(_Part(Extent(offset, length), last, extent in whole))
             offset += length
             room -= length
             if room < BLOCK_BYTES:
@@ -217,7 +236,10 @@ class _Joiner:
             marks = Marks(*(np.concatenate(both) for both in zip(self._marks, marks, strict=True)))
         self._kept.append(data)
         start = part.extent.end - sum(len(each) for each in self._kept)
-        cuts, used = self._cutter.cut(marks, last=part.last, in_zeros=self._in_zeros)
+        if part.chunk:
+            cuts, used = [Cut(len(marks.zero), zero=False)], len(marks.zero)
+        else:
+            cuts, used = self._cutter.cut(marks, last=part.last, in_zeros=self._in_zeros)
         for blocks, zero in cuts:
             length = min(blocks * BLOCK_BYTES, part.extent.end - start)
             content = self._take(length)

@@ -233,8 +233,11 @@ class Repository:
                     progress(part.read_bytes)
             progress = draft.counting(progress)
         image = None
+        lost: Sequence[Extent] = ()
         if parent is not None and extents is not None:
-            image, extents = self._parent(session, parent, list(extents))
+            image, lost = self._parent(session, parent)
+            if image is None:
+                extents = None
         copied = copying.copy_disk(
             session,
             self._codec,
@@ -246,6 +249,7 @@ class Repository:
             progress,
             threads,
             draft.reached if draft is not None else None,
+            lost,
         )
         session.made.add(copied.root)
         return draft.finish(copied) if draft is not None else copied
@@ -708,18 +712,19 @@ class Repository:
         return let_go
 
     def _parent(
-        self, session: Session, image: DiskImage, extents: list[Extent]
-    ) -> tuple[ChunkTable | None, list[Extent] | None]:
-        """The parent's table, certain to stay, and what is to be read: more where it lost something."""
+        self, session: Session, image: DiskImage
+    ) -> tuple[ChunkTable | None, Sequence[Extent]]:
+        """The parent's table, certain to stay, and which of its chunks are lost.
+
+        No table if a part of that is lost; then everything has to be read.
+        """
         session.keep([image.root])
         self._check_roots(session, [image.root])
         self._settle(image.root)
-        if session.lost:
-            again = lost_extents(image, self._source.get, session.lost)
-            if again is None:
-                return None, None
-            extents += again
-        return self._table(self._record(image)), extents
+        lost = lost_extents(image, self._source.get, session.lost) if session.lost else []
+        if lost is None:
+            return None, ()
+        return self._table(self._record(image)), lost
 
     def _to_read(self, extents: Iterable[Extent], table: ChunkTable, size: int) -> list[Extent]:
         unit = self._cutter.shortest_bytes

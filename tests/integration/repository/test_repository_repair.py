@@ -1,5 +1,6 @@
 """What is damaged is made whole from a copy, or by the next backup of the same data; the rest is kept."""
 
+import random
 import shutil
 from collections.abc import Callable
 from itertools import count
@@ -14,8 +15,11 @@ from atoll.model.errors import (
 )
 from atoll.model.extents import Extent
 from atoll.model.points import Evidence, RestorePoint
+from atoll.repository.images import DiskRecord
 from atoll.repository.keys import KeyFile, create_key_file
 from atoll.repository.local import LocalStore
+from atoll.repository.packs import object_name
+from atoll.repository.pages import ChunkTable
 from atoll.repository.repository import Repository
 from repository_parts import CHUNK, CountingStore, MemoryDisk, image, noise, point
 
@@ -170,6 +174,56 @@ def test_without_a_copy_what_is_whole_is_kept_and_the_next_increment_brings_back
     with opened() as writer:
         again = writer.copy_disk(MemoryDisk(DATA["p1"]), extents=[], parent=made["p1"].disks[0])
         assert again.read_bytes == 0
+
+
+def test_lost_chunks_of_any_cut_get_their_old_names_again(tmp_path: Path, key: KeyFile) -> None:
+    place, unit = tmp_path / "cut", 16 << 10
+    data = bytearray(noise(3, 200 * unit))
+    disk = MemoryDisk(bytes(data))
+    with Repository.create(place, key, chunk_bytes=4 * unit) as repository:
+        older = image(repository.copy_disk(disk))
+        kept = {"p0": bytes(data)}
+        repository.commit([point("p0", older)])
+        rnd = random.Random(4)
+        for step in range(1, 5):
+            extents = []
+            for _ in range(6):
+                at, length = rnd.randrange(195 * unit), rnd.randrange(1, 3 * unit)
+                data[at : at + length] = noise(rnd.randrange(1 << 30), length)
+                extents.append(Extent(at, length))
+            disk = MemoryDisk(bytes(data))
+            older = image(repository.copy_disk(disk, extents=extents, parent=older))
+            kept[f"p{step}"] = bytes(data)
+            repository.commit([point(f"p{step}", older)])
+    # Of every second chunk of the last state a byte is flipped.
+    last = _pieces(place, key, "p4")[::2]
+    for pack, offset in last:
+        flip(pack, offset + 5)
+    with Repository.open(place, key) as repository:
+        assert repository.repair().lost_chunks == len(last)
+    with Repository.open(place, key) as repository:
+        unchanged = repository.copy_disk(disk, extents=[], parent=older)
+        assert unchanged.new_chunks == len(last)
+        assert unchanged.root == older.root
+        repository.commit([point("p5", image(unchanged))])
+        for name in ("p4", "p5"):
+            assert content(repository, repository.find(f"db1@{name}")) == kept["p4"]
+        assert all(each.points != ("p4",) for each in repository.verify().damaged)
+
+
+def _pieces(place: Path, key: KeyFile, name: str) -> list[tuple[Path, int]]:
+    """Where the whole chunks of a point's disk lie, in the disk's order."""
+    with Repository.open(place, key) as repository:
+        source = repository._source
+        record = DiskRecord.from_bytes(
+            source.get(bytes.fromhex(repository.find(f"db1@{name}").disks[0].root))
+        )
+        found = []
+        for piece in ChunkTable(record, source.get).pieces(0, record.size_bytes):
+            [where] = source.places(piece.name)
+            if piece.length == where.entry.plain_bytes:
+                found.append((place / object_name(where.pack), where.entry.offset))
+        return found
 
 
 def _holds_first(repository: Repository, made: RestorePoint, path: Path) -> bool:
