@@ -31,6 +31,11 @@ class Cost:
     output: str = ""
 
 
+def _environment() -> dict[str, str]:
+    """This one, in which Python may keep what it compiled, as it does for what is installed."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def timed(
     command: Sequence[str | Path], where: Path | None = None, more: Mapping[str, str] | None = None
 ) -> Cost:
@@ -39,7 +44,7 @@ def timed(
     process = subprocess.Popen(
         command,
         cwd=where,
-        env={**os.environ, **(more or {})},
+        env={**_environment(), **(more or {})},
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -113,6 +113,11 @@ class CrashingDirectory(ModuleType):
         self.fail_at = 0
         """Number of the change, from 1, that fails with an I/O error; 0 for none."""
         self.changes = 0
+        self.naming: list[tuple[int, str]] = []
+        """Changes that make names safe, and what folder of a repository these lie in or below.
+
+        Before them others see what a cut may undo.
+        """
         self._dead = False
 
     def __getattr__(self, name: str) -> Any:
@@ -234,6 +239,8 @@ class CrashingDirectory(ModuleType):
 
     def _change(self, node: Node | None = None) -> None:
         self.changes += 1
+        if isinstance(node, Folder):
+            self.naming.append((self.changes, self._folder_name(node)))
         if self.changes == self.kill_at:
             self._dead = True
             raise Killed
@@ -252,6 +259,13 @@ class CrashingDirectory(ModuleType):
         folder = self._open[dir_fd]
         assert isinstance(folder, Folder)
         return folder
+
+    def _folder_name(self, folder: Folder) -> str:
+        places = [place for place in self._root.names.values() if isinstance(place, Folder)]
+        for name, node in ((name, node) for place in places for name, node in place.names.items()):
+            if node is folder or (isinstance(node, Folder) and folder in node.names.values()):
+                return name
+        return ""
 
     def _exists(self, path: str, dir_fd: int | None) -> bool:
         try:

@@ -21,13 +21,14 @@ class WarmAtoll:
         self._directory = directory
 
     def run(
-        self, *arguments: str, environment: Mapping[str, str]
+        self, *arguments: str, environment: Mapping[str, str], cwd: Path | None = None
     ) -> "subprocess.CompletedProcess[str]":
         """As `subprocess.run` gives it: exit status, standard output and error."""
         files = {name: self._directory / name for name in ("out", "err")}
         request = {
             "arguments": arguments,
             "environment": dict(environment),
+            "cwd": str(cwd or Path.cwd()),
             **{name: str(path) for name, path in files.items()},
         }
         assert self._server.stdin is not None and self._server.stdout is not None
@@ -67,7 +68,7 @@ def _serve() -> None:
 
 
 def _become(request: Mapping[str, object]) -> None:
-    """Take the arguments, environment and files of the request, as if started with them."""
+    """Take arguments, environment, directory and files of the request, as if started with them."""
     for place, name, mode in (
         (0, os.devnull, os.O_RDONLY),
         (1, str(request["out"]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
@@ -76,6 +77,7 @@ def _become(request: Mapping[str, object]) -> None:
         handle = os.open(name, mode, 0o600)
         os.dup2(handle, place)
         os.close(handle)
+    os.chdir(str(request["cwd"]))
     os.environ.clear()
     os.environ.update(request["environment"])  # type: ignore[call-overload]
     sys.argv = ["atoll", *request["arguments"]]  # type: ignore[misc]

@@ -32,10 +32,11 @@ class AgentConnection:
         self._http = http.client.HTTPSConnection(
             agent.address, agent.port, timeout=limit, context=_context(credentials)
         )
-        with self._limited(limit):
-            self._http.connect()
         try:
-            self.fingerprint = self._check_identity(self._http.sock)
+            with self._limited(limit):
+                self._http.connect()
+                # Of a peer that is gone already, ssl says so only when asked for its certificate.
+                self.fingerprint = self._check_identity(self._http.sock)
         except AgentUnavailableError:
             self.close()
             raise

@@ -20,6 +20,11 @@ def note_lost(store: ObjectStore, master: MasterKey, names: Collection[bytes]) -
         store.put(LOST + name, [twice(seal(master, LOST_KIND, name, b"".join(sorted(names))))])
 
 
+def noted(store: ObjectStore) -> frozenset[str]:
+    """The notes there are, by name. None of them changes."""
+    return frozenset(info.name for info in own_objects(store, LOST))
+
+
 def read_lost(store: ObjectStore, master: MasterKey, index: Index) -> frozenset[bytes]:
     """Chunks that were noted and that the index still lacks."""
     found: set[bytes] = set()

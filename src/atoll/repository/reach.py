@@ -197,6 +197,11 @@ def lost_extents(
     return found
 
 
+def relies_on(image: DiskImage, get: Callable[[bytes], bytes], lost: Set[bytes]) -> bool:
+    """Whether some of what an image needs is lost."""
+    return any(True for _ in DamageSearch(get, lost.__contains__).disk(image))
+
+
 def _names(page: bytes, level: int, version: int) -> bytes:
     """The names in a page, joined; RepositoryDamagedError if it is none."""
     if level == 0:

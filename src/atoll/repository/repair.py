@@ -168,10 +168,12 @@ class Repairer:
         if not filling.empty:
             written.append(put_pack(self._store, filling))
         list_packs(self._store, self._master, written)
+        self._lost -= whole
+        # Now, for whoever relies on them is to learn of it before he commits, and if this is killed.
+        note_lost(self._store, self._master, self._lost)
         relist(self._store, self._master, self._source.refresh().segments, doomed)
         for pack in sorted(doomed):
             self._store.delete(object_name(pack))
-        self._lost -= whole
         return whole
 
     def _listed(self, packs: set[str]) -> dict[str, tuple[PackEntry, ...]]:

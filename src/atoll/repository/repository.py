@@ -47,7 +47,7 @@ from atoll.repository.places import create_place, open_place
 from atoll.repository.planning import ranges_to_read
 from atoll.repository.points import PointLog, find_point
 from atoll.repository.prune import PrunePlan, Pruner, PruneReport
-from atoll.repository.reach import Reach, lost_extents
+from atoll.repository.reach import Reach, lost_extents, relies_on
 from atoll.repository.readers import Readers
 from atoll.repository.reading import ImageReader
 from atoll.repository.reindex import rebuild_index
@@ -380,11 +380,13 @@ class Repository:
 
     def _append(self, session: Session, points: Sequence[RestorePoint]) -> None:
         session.confirm()
+        self._check_lost(session, points)
         name = self._log.append(points)
         try:
             session.confirm()
-        except RunConflictError:
-            # It stood still for so long that others took it for dead between the two looks.
+            self._check_lost(session, points)
+        except (RunConflictError, RepositoryDamagedError):
+            # Between the two looks it was taken for dead, or a repair came to its end.
             self._store.delete(name)
             raise
 
@@ -741,6 +743,16 @@ class Repository:
                 f"repository {self._config.chunk_bytes}; verify the repository."
             )
         return record
+
+    def _check_lost(self, session: Session, points: Sequence[RestorePoint]) -> None:
+        lost = session.found_lost()
+        if lost and any(
+            relies_on(disk, self._source.get, lost) for point in points for disk in point.disks
+        ):
+            raise RepositoryDamagedError(
+                "Something that this backup found stored already was lost, as a repair noted meanwhile, "
+                "so nothing was committed; run it again, and it is stored anew."
+            )
 
     def _check_named(self, session: Session, points: Sequence[RestorePoint]) -> None:
         disks = [disk for point in points for disk in point.disks]

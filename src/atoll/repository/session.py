@@ -11,7 +11,7 @@ from atoll.repository.chunks import ChunkCodec, PackedChunk
 from atoll.repository.fetch import ChunkSource
 from atoll.repository.index import INDEX, write_segment
 from atoll.repository.keys import MasterKey
-from atoll.repository.lost import read_lost
+from atoll.repository.lost import noted, read_lost
 from atoll.repository.packs import (
     PACK_BYTES,
     PACKS,
@@ -73,6 +73,8 @@ class Session:
         """What it added to the repository until now."""
         self._presence = Presence(store, master, writes=True)
         try:
+            # Before the index, which may still have what a note of that time says is lost.
+            self._notes = noted(store)
             index = source.consolidate()  # after the marks: nothing found from here on is pruned
             whole = {
                 info.name.rpartition("/")[2]: info.size_bytes for info in own_objects(store, PACKS)
@@ -157,6 +159,16 @@ class Session:
     def confirm(self) -> None:
         """RunConflictError if others took this process for dead: what it relied on may be gone."""
         self._presence.confirm()
+
+    def found_lost(self) -> frozenset[bytes]:
+        """Chunks that a repair has found to be lost since this began; it may rely on some."""
+        notes = noted(self._store)
+        if notes <= self._notes:
+            return frozenset()
+        found = read_lost(self._store, self._master, self._source.refresh()) - self.lost
+        if not found:
+            self._notes |= notes
+        return found
 
     def fail(self, reason: BaseException) -> None:
         """Void the session for a reason that the caller is told."""

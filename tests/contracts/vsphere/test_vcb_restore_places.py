@@ -54,14 +54,18 @@ def export(directory, form=SPLIT_SPARSE):
 
 
 @pytest.fixture
-def run(vcenter):
+def run(vcenter, tmp_path):
     """Restore; alternate lines are a catalog beside the export."""
 
     def start(directory, alternate="", **options):
         if alternate:
             options["alternate"] = directory.with_name("alternate")
             options["alternate"].write_text(alternate)
-        site = SimpleNamespace(vcenter=lambda: vcenter)
+        site = SimpleNamespace(
+            vcenter=lambda: vcenter,
+            identity=lambda: "s1",
+            work_directory=tmp_path / "state" / "work",
+        )
         restore(site, RestoreOptions(directory, **options), Console("vcbRestore"))
 
     return start

@@ -120,18 +120,20 @@ def _in_child(work: Callable[[], None]) -> int:
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
-@pytest.mark.parametrize("how", ["raise", "kill"])
+@pytest.mark.parametrize(
+    ("how", "stride"), [("kill", 1), ("raise", 3), pytest.param("raise", 1, marks=pytest.mark.soak)]
+)
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("what", WORK)
 def test_every_change_of_the_store(
-    memory: Path, key: KeyFile, what: str, when: str, how: str
+    memory: Path, key: KeyFile, what: str, when: str, how: str, stride: int
 ) -> None:
     prepare, work = WORK[what]
     seen = set()
-    number = 0
+    number = 1 - stride
     fired = True
     while fired:
-        number += 1
+        number += stride
         place = memory / f"r{number}"
         prepare(place, key)
         stores: list[CountingStore] = []

@@ -17,7 +17,7 @@ from atoll.repository import local
 from atoll.repository.keys import KeyFile
 from atoll.repository.local import LocalStore
 from atoll.repository.repository import Repository
-from crashing_directory import CrashingDirectory, Killed, Note, Tree, put_tree
+from crashing_directory import CrashingDirectory, Killed, NameChange, Note, Tree, put_tree
 from repository_parts import CHUNK, MemoryDisk, image, noise, point
 
 PACK = 8 * CHUNK
@@ -311,25 +311,48 @@ KILLED_AND_NEXT: dict[str, tuple[Work, Work, Work, set[str]]] = {
 """What was there, who is killed, who comes next and returns, and the points there are then."""
 
 
+@contextmanager
+def _fresh(key: KeyFile) -> Iterator[Story]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        top = Path(memory) / "recorded"
+        top.mkdir()
+        yield Story(top, key, CrashingDirectory(top))
+
+
+def _moments(key: KeyFile, who: str, *, every: bool) -> list[int]:
+    """The changes that one makes who is not killed; else some before which others see in vain.
+
+    That is, segments or points are there or gone, or the last pack is there, and not safely so.
+    """
+    before, killed, *_ = KILLED_AND_NEXT[who]
+    with _fresh(key) as story, story.recording():
+        before(story.place, key)
+        start = story.system.changes
+        killed(story.place, key)
+        if every:
+            return list(range(1, story.system.changes - start + 1))
+        naming = [(at - start, folder) for at, folder in story.system.naming if at > start]
+        last_pack = [at for at, folder in naming if folder == "packs"][-1:]
+        return [at for at, folder in naming if folder in {"index", "points"}] + last_pack
+
+
 @pytest.mark.parametrize("how", ["killed", "failed"])
-@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("who", KILLED_AND_NEXT)
 def test_what_a_killed_process_left_half_done_is_not_relied_on(
-    key: KeyFile, who: str, step: int, how: str
+    key: KeyFile, who: str, every: bool, how: str
 ) -> None:
     """Its last change may be seen by all and not be safe; then another commits; then power fails.
 
     A change that failed may be an fsync, of which the kernel tells once.
     """
     before, killed, following, points = KILLED_AND_NEXT[who]
-    may_be = {"p1"} if following is _prune else set()
-    at = 0
-    while True:
-        at += step
-        with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
-            top = Path(memory) / "recorded"
-            top.mkdir()
-            story = Story(top, key, CrashingDirectory(top))
+    expected = Expected(
+        must=frozenset(points), removed=frozenset({"p1"} if following is _prune else ())
+    )
+    struck = 0
+    for at in _moments(key, who, every=every):
+        with _fresh(key) as story:
             with story.recording():
                 before(story.place, key)
                 if how == "killed":
@@ -340,15 +363,35 @@ def test_what_a_killed_process_left_half_done_is_not_relied_on(
                     killed(story.place, key)
                 except Killed:
                     story.system.bury()
+                    struck += 1
                 except AtollError as error:
                     assert "Input/output error" in str(error)
-                else:
-                    if story.system.changes < max(story.system.kill_at, story.system.fail_at):
-                        break
+                    struck += 1
                 following(story.place, key)
-            expected = Expected(must=frozenset(points), removed=frozenset(may_be))
-            for _, tree in story.system.states(
-                at, 8 if step == 1 else 1, [len(story.system.events)]
-            ):
+            samples = 8 if every else 1
+            for _, tree in story.system.states(at, samples, [len(story.system.events)]):
                 story.check_state(tree, expected, f"killed at change {at}")
-    assert at > 10
+    assert struck > 0
+
+
+def test_who_goes_on_with_a_forget_has_what_stays_safe_before_the_rest_goes(key: KeyFile) -> None:
+    """Power fails while it goes on: the points object that was put anew is of one who was killed."""
+    expected = Expected(must=frozenset({"p1-app", "p2"}), removed=frozenset({"p1"}))
+    for at in _moments(key, "a forget, another", every=False):
+        with _fresh(key) as story:
+            with story.recording():
+                _first_and_second(story.place, key)
+                story.system.kill_at = story.system.changes + at
+                with pytest.raises(Killed):
+                    _forget("p1")(story.place, key)
+                story.system.bury()
+                begun = len(story.system.events)
+                _forget("p1")(story.place, key)
+            gone = [
+                number
+                for number, event in enumerate(story.system.events, 1)
+                if number > begun and isinstance(event, NameChange) and event.node is None
+            ]
+            assert gone
+            for cut, tree in story.system.states(at, 1, gone):
+                story.check_state(tree, expected, f"killed at change {at}, cut after {cut} events")

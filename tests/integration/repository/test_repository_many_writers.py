@@ -1,4 +1,4 @@
-"""Sixteen processes write at once, others prune and verify in loops, and everything is there after."""
+"""Many processes write at once, others prune and verify in loops, and everything is there after."""
 
 import os
 import random
@@ -20,7 +20,6 @@ from atoll.repository.local import LocalStore
 from atoll.repository.repository import Repository
 from repository_parts import CHUNK, MemoryDisk, image, noise, point
 
-WRITERS = 16
 SHARED = noise(0, 12 * CHUNK)
 """All write it, and whose copy of it is kept changes."""
 PACK = 8 * CHUNK
@@ -135,9 +134,9 @@ def start(work: Callable[[], object]) -> int:
     return child
 
 
-@pytest.mark.parametrize("turns", [3, pytest.param(60, marks=pytest.mark.soak)])
-def test_sixteen_writers_beside_prune_verify_and_readers(
-    memory: Path, key: KeyFile, turns: int
+@pytest.mark.parametrize(("count", "turns"), [(6, 3), pytest.param(16, 60, marks=pytest.mark.soak)])
+def test_many_writers_beside_prune_verify_and_readers(
+    memory: Path, key: KeyFile, count: int, turns: int
 ) -> None:
     place, stop = memory / "repository", memory / "stop"
     Repository.create(place, key, chunk_bytes=CHUNK).close()
@@ -147,15 +146,15 @@ def test_sixteen_writers_beside_prune_verify_and_readers(
     ]
     writers = [
         start(lambda: write(place, key, number, turns))  # noqa: B023
-        for number in range(WRITERS)
+        for number in range(count)
     ]
     try:
-        assert [os.waitpid(child, 0)[1] for child in writers] == [0] * WRITERS
+        assert [os.waitpid(child, 0)[1] for child in writers] == [0] * count
     finally:
         stop.touch()
         ends = [os.waitpid(child, 0)[1] for child in beside]
     assert ends == [0] * len(beside)
-    names = {f"w{w}-{turn}" for w in range(WRITERS) for turn in range(turns - KEPT, turns)}
+    names = {f"w{w}-{turn}" for w in range(count) for turn in range(turns - KEPT, turns)}
     with opened(place, key) as repository:
         for _ in range(2):
             assert {made.id for made in repository.points()} == names

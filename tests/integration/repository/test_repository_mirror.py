@@ -203,6 +203,7 @@ def _key_inspect(repository: Repository) -> ByKey:
     return ByKey(repository._master, repository._codec, repository._keys)
 
 
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.soak), 3])
 @pytest.mark.parametrize(
     ("deed", "writable"),
     [
@@ -221,6 +222,7 @@ def test_the_source_may_change_at_any_time(
     opened: Callable[..., Repository],
     deed: str,
     writable: bool,
+    stride: int,
 ) -> None:
     """Before each of the mirror's calls to the source in turn, with and without its session."""
     seed = opened()
@@ -230,7 +232,7 @@ def test_the_source_may_change_at_any_time(
     held = seed.hold("p1", "audit")
     seed.close()
 
-    for at in range(1, 1000):
+    for at in range(1, 1000, stride):
         here, there = tmp_path / "here", tmp_path / "there"
         for path in (here, there):
             shutil.rmtree(path, ignore_errors=True)

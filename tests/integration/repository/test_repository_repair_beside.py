@@ -1,6 +1,6 @@
 """A writer relies on what is lost, while another verifies or repairs: nothing is claimed that is not so."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -11,12 +11,15 @@ from atoll.model.extents import Extent
 from atoll.model.points import RestorePoint
 from atoll.repository.keys import KeyFile
 from atoll.repository.local import LocalStore
+from atoll.repository.points import POINTS
 from atoll.repository.repository import Repository
+from atoll.repository.store import Buffer
 from atoll.repository.verify import VerifyReport
+from atoll.repository.wrapping import WrappedStore
 from repository_parts import CHUNK, Interposed, MemoryDisk, image, noise, point
 
-STRIDES = [pytest.param(1, marks=pytest.mark.soak), 4]
-"""Every moment, or each fourth of them."""
+STRIDES = [pytest.param(1, marks=pytest.mark.soak), 6]
+"""Every moment, or each sixth of them."""
 PACK = 64 << 10
 OLD = noise(1, 40 * CHUNK)
 NEW = OLD[: 30 * CHUNK] + noise(2, 10 * CHUNK)
@@ -45,7 +48,7 @@ class Site:
 
     def beside(self, at: int, between: Callable[[], object]) -> tuple[Repository, Interposed]:
         """With something that is done before a call to the store."""
-        store = Interposed(LocalStore.open(self.place), at, lambda: between())
+        store = Interposed(LocalStore.open(self.place), at, between)
         return Repository(store, self.key, pack_bytes=PACK), store  # type: ignore[arg-type]
 
     def repair(self) -> None:
@@ -108,12 +111,10 @@ def write(repository: Repository, parent: RestorePoint | None) -> str:
 
 
 harms = pytest.mark.parametrize("harm", ["a pack is gone", "a byte is another"])
-kinds = pytest.mark.parametrize("full", [True, False], ids=["full", "increment"])
 
 
-@pytest.mark.parametrize("stride", STRIDES)
-@kinds
-@harms
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.soak), 3])
+@pytest.mark.parametrize(("harm", "full"), [("a pack is gone", True), ("a byte is another", False)])
 def test_a_repair_at_any_moment_of_a_writer(
     tmp_path: Path, key: KeyFile, harm: str, full: bool, stride: int
 ) -> None:
@@ -146,11 +147,30 @@ def test_a_repair_at_any_moment_of_a_writer(
     assert False in outcomes
 
 
+def test_a_repair_that_ends_while_a_point_is_put_has_it_taken_back(
+    tmp_path: Path, key: KeyFile
+) -> None:
+    site = Site(tmp_path / "r", key, "a byte is another")
+
+    class Late(WrappedStore):
+        def put(self, name: str, parts: Sequence[Buffer]) -> None:
+            if name.startswith(POINTS):
+                site.repair()
+            super().put(name, parts)
+
+    with Repository(Late(LocalStore.open(site.place)), key, pack_bytes=PACK) as writer:
+        assert "run it again" in write(writer, site.first)
+    with site.open() as repository:
+        assert [made.id for made in repository.points()] == ["p1"]
+        assert write(repository, site.first) == ""
+    assert site.damaged_points() == set(), "the increment has read again what was lost"
+    site.ends_whole()
+
+
 @pytest.mark.parametrize("stride", STRIDES)
-@kinds
 @harms
 def test_a_writer_at_any_moment_of_a_repair(
-    tmp_path: Path, key: KeyFile, harm: str, full: bool, stride: int
+    tmp_path: Path, key: KeyFile, harm: str, stride: int
 ) -> None:
     """It may come too early for the repair to tell it, and is told of with the rest then."""
     for at in count(1, stride):
@@ -159,7 +179,7 @@ def test_a_writer_at_any_moment_of_a_repair(
 
         def between(site: Site = site, said: list[str] = refused) -> None:
             with site.open() as writer:
-                said.append(write(writer, None if full else site.first))
+                said.append(write(writer, site.first))
 
         repairer, store = site.beside(at, between)
         with repairer:

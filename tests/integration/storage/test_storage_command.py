@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,27 +13,23 @@ from atoll.settings import load_settings
 from atoll.storage.backend import Chap
 from atoll.wiring import open_engine
 from atoll_lab.iscsi import InitiatorRefusedError, IscsiError, IscsiLun
+from warm_atoll import WarmAtoll, warm_atoll
 
 pytestmark = pytest.mark.needs_root
 
-ATOLL = str(Path(sys.executable).with_name("atoll"))
 ESX1, ESX2 = "iqn.1998-01.com.vmware:esx1", "iqn.1998-01.com.vmware:esx2"
 
 
 class Admin:
     """Types commands at one site."""
 
-    def __init__(self, settings: Path) -> None:
+    def __init__(self, settings: Path, atoll: WarmAtoll) -> None:
         self.settings = settings
+        self._atoll = atoll
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [ATOLL, "storage", *arguments],
-            env={**os.environ, "ATOLL_CONFIG": str(self.settings)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        environment = {**os.environ, "ATOLL_CONFIG": str(self.settings)}
+        return self._atoll.run("storage", *arguments, environment=environment)
 
     def check(self, *arguments: str) -> str:
         done = self.run(*arguments)
@@ -51,8 +46,14 @@ class Admin:
         assert "Traceback" not in done.stderr
 
 
+@pytest.fixture(scope="module")
+def atoll() -> Iterator[WarmAtoll]:
+    with warm_atoll() as running:
+        yield running
+
+
 @pytest.fixture
-def admin(tmp_path: Path, btrfs_mount: Path) -> Iterator[Admin]:
+def admin(tmp_path: Path, btrfs_mount: Path, atoll: WarmAtoll) -> Iterator[Admin]:
     root = btrfs_mount / tmp_path.name
     root.mkdir()
     settings = tmp_path / "atoll.toml"
@@ -65,7 +66,7 @@ root = "{root}"
 reserve_bytes = 1048576
 """
     )
-    yield Admin(settings)
+    yield Admin(settings, atoll)
     if (root / ".atoll-pool").exists():
         open_engine(load_settings(settings)).stop()
 

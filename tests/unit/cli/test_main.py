@@ -3,19 +3,30 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from warm_atoll import WarmAtoll, warm_atoll
+
 ATOLL = str(Path(sys.executable).with_name("atoll"))
 
 
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "ATOLL_CONFIG"}
+
+
+@pytest.fixture(scope="module")
+def atoll() -> Iterator[WarmAtoll]:
+    with warm_atoll() as running:
+        yield running
+
+
 def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "ATOLL_CONFIG"}
     return subprocess.run(
         [ATOLL, *arguments],
         cwd=tmp_path,
-        env=environment,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
@@ -31,6 +42,9 @@ def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("verify",),
         ("prove", "db1@latest"),
         ("files", "db1@latest"),
+        ("find", "passwd"),
+        ("versions", "db1:/etc/passwd"),
+        ("diff", "db1@latest", "db1"),
         ("export", "db1@latest"),
         ("agent", "list"),
         ("repo", "stats"),
@@ -40,9 +54,9 @@ def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_without_settings_every_command_says_where_they_may_be(
-    tmp_path: Path, command: tuple[str, ...]
+    tmp_path: Path, atoll: WarmAtoll, command: tuple[str, ...]
 ) -> None:
-    done = run(tmp_path, *command)
+    done = atoll.run(*command, environment=ENVIRONMENT, cwd=tmp_path)
     assert done.returncode == 3
     assert done.stdout == ""
     assert done.stderr.startswith("atoll: No settings found")

@@ -4,8 +4,10 @@ import dataclasses
 import gc
 import http.client
 import json
+import select
 import socket
 import ssl
+import struct
 
 import pytest
 
@@ -100,6 +102,30 @@ def test_without_prepare_the_freezes_connection_serves_the_thaw(channel, connect
     channel.freeze("r1", 60, 30)
     assert channel.thaw("r1").held
     assert len(connections) == 1
+
+
+def test_an_agent_that_goes_while_it_is_connected_to_is_said_to_be_away(channel, monkeypatch):
+    """Reset between connect and handshake, which ssl then leaves out."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    connect = socket.create_connection
+
+    def reset(*arguments, **more):
+        made = connect(listener.getsockname())
+        accepted, _ = listener.accept()
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        accepted.close()
+        waiting = select.poll()
+        waiting.register(made)
+        while not waiting.poll()[0][1] & select.POLLHUP:
+            pass
+        made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # told once, and somebody has heard it
+        return made
+
+    monkeypatch.setattr(socket, "create_connection", reset)
+    for call in (lambda: channel.prepare("r1"), lambda: channel.thaw("r1"), channel.status):
+        with pytest.raises(AgentUnavailableError, match=r"db1.* does not answer"):
+            call()
+    listener.close()
 
 
 @pytest.mark.parametrize("at", ["freeze", "thaw"])
