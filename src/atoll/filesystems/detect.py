@@ -28,13 +28,14 @@ _WHAT = {
     "swap": "swap space",
     "lvm": "an LVM physical volume",
     "luks": "an encrypted LUKS volume",
+    "bitlocker": "a volume encrypted by BitLocker",
     "md": "a member of a Linux software RAID",
     "zfs": "a member of a ZFS pool",
     "ext-journal": "the external journal of an ext4 file system",
     "empty": "only zeros where a file system would begin",
     "unknown": "no file system that Atoll knows",
 }
-SUPPORTED = frozenset({"ext2", "ext3", "ext4"})
+SUPPORTED = frozenset({"ext2", "ext3", "ext4", "xfs", "ntfs", "fat", "exfat", "btrfs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +109,12 @@ def _other(head: bytes) -> Content | None:
         return Content("xfs", _text(head[108:120]), _uuid(head[32:48]))
     if head[65600:65608] == b"_BHRfS_M":
         return Content("btrfs", _text(head[65835:66091]), _uuid(head[65568:65584]))
+    if head[3:11] == b"-FVE-FS-":
+        return Content("bitlocker")
     if head[3:11] == b"NTFS    ":
         return Content("ntfs", uuid=f"{int.from_bytes(head[72:80], 'little'):016X}")
     if head[3:11] == b"EXFAT   ":
-        return Content("exfat")
+        return Content("exfat", uuid=_fat_serial(head[100:104]))
     if head[3:11] == b"ReFS\0\0\0\0":
         return Content("refs")
     for page in (4096, 8192, 16384, 65536):
@@ -121,10 +124,15 @@ def _other(head: bytes) -> Content | None:
         return Content("iso9660")
     if head[510:512] == b"\x55\xaa":
         if head[82:87] == b"FAT32":
-            return Content("fat", uuid=_fat_serial(head[67:71]))
+            return Content("fat", _fat_label(head[71:82]), _fat_serial(head[67:71]))
         if head[54:59] in (b"FAT12", b"FAT16"):
-            return Content("fat", uuid=_fat_serial(head[39:43]))
+            return Content("fat", _fat_label(head[43:54]), _fat_serial(head[39:43]))
     return None
+
+
+def _fat_label(raw: bytes) -> str:
+    text = raw.decode("cp437").rstrip(" \0")
+    return "" if text == "NO NAME" else text
 
 
 def _fat_serial(raw: bytes) -> str:

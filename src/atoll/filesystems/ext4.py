@@ -26,7 +26,7 @@ _MAX_BYTES = 1 << 63
 _MAX_NAME_BYTES = 255
 _MAX_SYMLINK_BYTES = 64 << 10
 _MAX_LARGE_VALUE_BYTES = 64 << 10
-_KINDS = {
+KINDS = {
     stat.S_IFREG: EntryKind.FILE,
     stat.S_IFDIR: EntryKind.DIRECTORY,
     stat.S_IFLNK: EntryKind.SYMLINK,
@@ -62,10 +62,15 @@ class Ext4Volume:
         self.uuid = layout.uuid
         self.journal: Journal = state
 
+    @property
+    def disk(self) -> Layout:
+        """Where things are, journal included."""
+        return self._layout
+
     def entry(self, inode: int, path: str) -> Entry:
         """Metadata of an inode under the name it was found by."""
         node = self._node(inode)
-        kind = _KINDS.get(stat.S_IFMT(node.mode))
+        kind = KINDS.get(stat.S_IFMT(node.mode))
         if kind is None or node.nlink == 0:
             raise damaged(f"{path} names inode {inode}, which is not in use")
         if node.size >= _MAX_BYTES or node.allocated_bytes >= _MAX_BYTES:

@@ -7,6 +7,7 @@ lose the sign and epoch of times and take every inode for 256 bytes long.
 import io
 import stat
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from dissect.extfs import ExtFS
@@ -29,6 +30,8 @@ _KNOWN_INCOMPAT = 0x2 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x200
 _KNOWN_INCOMPAT |= 0x8000 | 0x10000 | 0x20000
 _BIGALLOC = 0x200
 _HAS_JOURNAL = 0x4
+_GROUP_CHECKSUMS = 0x10 | 0x400  # with one of these, groups say what of them was never used
+_UNUSED_TABLE = 0x1
 _BASE_INODE_BYTES = 128
 _HUGE_FILES = 0x8
 _HUGE_FILE = 0x40000
@@ -131,17 +134,18 @@ class Layout:
         self._first_block = int(superblock.s_first_data_block)
         self._first_meta_group = int(superblock.s_first_meta_bg)
         dynamic = superblock.s_rev_level >= 1
-        self._inode_size = int(superblock.s_inode_size) if dynamic else _BASE_INODE_BYTES
+        self.inode_size = int(superblock.s_inode_size) if dynamic else _BASE_INODE_BYTES
+        self._counts_unused = bool(superblock.s_feature_ro_compat & _GROUP_CHECKSUMS)
         self._group_size = int(superblock.s_desc_size) if self.incompat & _64BIT else 32
         self._tables: dict[int, int] = {}
         self._table_block: tuple[int, bytes] = (-1, b"")
         if not 1024 <= self.block_size <= 65536 or self.block_count > 1 << 48:
             raise damaged("its block size or size is impossible")
         if not (
-            _BASE_INODE_BYTES <= self._inode_size <= self.block_size
-            and self._inode_size & (self._inode_size - 1) == 0
+            _BASE_INODE_BYTES <= self.inode_size <= self.block_size
+            and self.inode_size & (self.inode_size - 1) == 0
         ):
-            raise damaged(f"its inodes are said to be {self._inode_size} bytes long")
+            raise damaged(f"its inodes are said to be {self.inode_size} bytes long")
         least = 64 if self.incompat & _64BIT else 32
         if not least <= self._group_size <= self.block_size:
             raise damaged(f"its group descriptors are said to be {self._group_size} bytes long")
@@ -161,13 +165,13 @@ class Layout:
         if not 1 <= number <= self.inode_count:
             raise damaged(f"it names inode {number} of {self.inode_count}")
         group, index = divmod(number - 1, self._inodes_per_group)
-        at = index * self._inode_size
+        at = index * self.inode_size
         block = self._inode_table(group) + at // self.block_size
         at %= self.block_size
         # Asked for in the order of their numbers, most lie in the block that the last one did.
         if self._table_block[0] != block:
             self._table_block = (block, self.read_blocks(block))
-        return self._parse(number, self._table_block[1][at : at + self._inode_size])
+        return self._parse(number, self._table_block[1][at : at + self.inode_size])
 
     def _inode_table(self, group: int) -> int:
         table = self._tables.get(group)
@@ -177,7 +181,49 @@ class Layout:
             table = self._tables[group] = self._find_inode_table(group)
         return table
 
+    @property
+    def large_directories(self) -> bool:
+        """Whether directories have sizes of 64 bits, as files do."""
+        return bool(self.incompat & LARGE_DIRECTORIES)
+
+    def inode_tables(self, most_bytes: int) -> Iterator[tuple[int, bytes]]:
+        """All inodes that were ever used: a first number, and whole blocks of inodes from it on."""
+        per_block = self.block_size // self.inode_size
+        groups = -(-self.inode_count // self._inodes_per_group)
+        if groups > self.block_count:
+            raise damaged("it has more groups than blocks")
+        for group in range(groups):
+            first = group * self._inodes_per_group
+            used = min(self._inodes_per_group, self.inode_count - first) - self._unused(group)
+            table = self._inode_table(group) if used > 0 else 0
+            step = max(most_bytes // self.block_size, 1)
+            for block in range(0, -(-used // per_block), step):
+                number = block * per_block
+                count = min(step, -(-(used - number) // per_block))
+                raw = self.read_blocks(table + block, count)
+                yield first + number + 1, raw[: (used - number) * self.inode_size]
+
+    def _unused(self, group: int) -> int:
+        """How many inodes at the end of a group never were in use."""
+        if not self._counts_unused:
+            return 0
+        raw = self._descriptor(group)
+        (flags,) = struct.unpack_from("<H", raw, 18)
+        if flags & _UNUSED_TABLE:
+            return self._inodes_per_group
+        unused = int.from_bytes(raw[28:30], "little")
+        if self._group_size >= 64:
+            unused |= int.from_bytes(raw[50:52], "little") << 16
+        return unused
+
     def _find_inode_table(self, group: int) -> int:
+        raw = self._descriptor(group)
+        table = int.from_bytes(raw[8:12], "little")
+        if self._group_size >= 64:
+            table |= int.from_bytes(raw[40:44], "little") << 32
+        return table
+
+    def _descriptor(self, group: int) -> bytes:
         per_block = self.block_size // self._group_size
         meta, index = divmod(group, per_block)
         if self.incompat & _META_GROUPS and meta >= self._first_meta_group:
@@ -186,11 +232,7 @@ class Layout:
             block = self._first_block + first * self._blocks_per_group + _has_backup(first)
         else:
             block = self._first_block + 1 + meta
-        raw = self.read_blocks(block)[index * self._group_size : (index + 1) * self._group_size]
-        table = int.from_bytes(raw[8:12], "little")
-        if self._group_size >= 64:
-            table |= int.from_bytes(raw[40:44], "little") << 32
-        return table
+        return self.read_blocks(block)[index * self._group_size : (index + 1) * self._group_size]
 
     def _parse(self, number: int, raw: bytes) -> Inode:
         mode, uid, size, atime, ctime, mtime, _, gid, nlink, sectors, flags, _ = struct.unpack_from(
@@ -210,9 +252,9 @@ class Layout:
         if self.incompat & _64BIT:
             attribute_block |= attributes_high << 32
         extra = 0
-        if self._inode_size > _BASE_INODE_BYTES:
+        if self.inode_size > _BASE_INODE_BYTES:
             extra = int.from_bytes(raw[128:130], "little")
-            if extra > self._inode_size - _BASE_INODE_BYTES or extra % 4:
+            if extra > self.inode_size - _BASE_INODE_BYTES or extra % 4:
                 raise damaged(f"inode {number} has fields beyond its end")
         # Of ctime, mtime and atime in this order, as far as the inode has them.
         fields = min(max(extra - 4, 0) // 4, 3)

@@ -4,13 +4,22 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from atoll.filesystems.rows import Row
 
-Journal = Literal["clean", "replayed"]
-"""`replayed`: the journal held changes and they are part of what is read, in memory only."""
+Journal = Literal["clean", "replayed", "unreplayed"]
+"""`replayed`: the journal held changes and they are part of what is read, in memory only.
+
+`unreplayed`: it holds changes, or may, and they are not part of it: see `STALENESS`.
+"""
+
+STALENESS = (
+    "its journal holds changes that are not read, so names, sizes and content of the last seconds"
+    " before the capture may be missing or old"
+)
+"""What `unreplayed` means to a user."""
 
 
 class EntryKind(StrEnum):
@@ -98,7 +107,7 @@ class FileSystem(Protocol):
 
     @property
     def kind(self) -> str:
-        """`ext2`, `ext3`, `ext4`."""
+        """What it is, one of `detect.SUPPORTED`."""
         ...
 
     @property
@@ -210,6 +219,15 @@ class Volume(Protocol):
 
     def xattrs(self, inode: int) -> tuple[tuple[str, bytes], ...]:
         """Extended attributes under the names and in the encoding of the kernel."""
+        ...
+
+
+@runtime_checkable
+class FindsNames(Protocol):
+    """A Volume that finds one name sooner than by going through `names`."""
+
+    def find(self, inode: int, name: bytes) -> int | None:
+        """The inode that a name in a directory stands for; None without it."""
         ...
 
 

@@ -10,8 +10,9 @@ import os
 import struct
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from atoll.filesystems import wire
 from atoll.filesystems.interface import Data, Entry, Fault, Placed, Volume
@@ -25,6 +26,11 @@ PARSERS = {
     "ext2": ("atoll.filesystems.ext4", "open_volume"),
     "ext3": ("atoll.filesystems.ext4", "open_volume"),
     "ext4": ("atoll.filesystems.ext4", "open_volume"),
+    "xfs": ("atoll.filesystems.xfs", "open_volume"),
+    "ntfs": ("atoll.filesystems.ntfs", "open_volume"),
+    "fat": ("atoll.filesystems.fat", "open_volume"),
+    "exfat": ("atoll.filesystems.exfat", "open_volume"),
+    "btrfs": ("atoll.filesystems.btrfs", "open_volume"),
 }
 _BATCH_ENTRIES = 128
 _BATCH_BYTES = 1 << 20
@@ -212,8 +218,12 @@ def _refusal(error: Exception) -> list[str]:
     return ["unsupported-format", f"The file system is damaged ({type(error).__name__}: {error})."]
 
 
-def main() -> None:
-    """Serve commands until the parent closes the channel."""
+Extra = Callable[[Volume], Iterator[tuple[Kind, bytes]]]
+"""What answers a question with frames of its own."""
+
+
+def main(extra: Mapping[str, Extra] = MappingProxyType({})) -> None:
+    """Serve commands, and these by their verbs, until the parent closes the channel."""
     kind, size, memory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     module, function = PARSERS[kind]
     open_volume = getattr(importlib.import_module(module), function)
@@ -232,7 +242,12 @@ def main() -> None:
     while True:
         try:
             verb, where = json.loads(channel.receive(Kind.COMMAND))
-            _answer(channel, volume, verb, where)
+            if verb in extra:
+                for frame in extra[verb](volume):
+                    channel.send(*frame)
+                channel.send(Kind.END)
+            else:
+                _answer(channel, volume, verb, where)
         except EOFError:
             return
         except Exception as error:  # noqa: BLE001 - reported to the parent, whatever it is

@@ -8,11 +8,11 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeVar, get_args
 
 from atoll.filesystems import wire
 from atoll.filesystems.detect import SUPPORTED, detect
@@ -22,6 +22,7 @@ from atoll.filesystems.wire import Kind
 from atoll.model.errors import AtollError, NotFoundInPointError, UnsupportedFormatError
 
 A = TypeVar("A")
+R = TypeVar("R")
 
 PARSER = ("-m", "atoll.filesystems.parser")
 """What the child's interpreter runs."""
@@ -48,7 +49,7 @@ class Limits:
 def open_filesystem(reader: Blocks, limits: Limits | None = None) -> "FileSystemSession":
     """Open what begins at offset 0 of `reader`; the reader stays the caller's to close.
 
-    Raises UnsupportedFormatError, in one sentence, for anything but ext2, ext3 and ext4.
+    Raises UnsupportedFormatError, in one sentence, for a kind that is not in `detect.SUPPORTED`.
     """
     content = detect(reader)
     if not content.supported:
@@ -66,6 +67,10 @@ class FileSystemSession:
     An iterator that is closed before its end costs the jailed process, and the
     next call starts another: there is no other safe way to interrupt it.
     """
+
+    _parser: tuple[str, ...] | None = None  # instead of PARSER
+    # NumPy would start threads, which the jail does not allow, for mathematics that nobody does here.
+    _environment: Mapping[str, str] = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
     def __init__(self, reader: Blocks, kind: str, limits: Limits) -> None:
         self._reader = reader
@@ -108,7 +113,7 @@ class FileSystemSession:
 
     @property
     def kind(self) -> str:
-        """`ext2`, `ext3`, `ext4`."""
+        """What it is, one of `detect.SUPPORTED`."""
         return self._kind
 
     @property
@@ -215,6 +220,10 @@ class FileSystemSession:
     def _command(
         self, verb: str, where: str | int
     ) -> Generator[Entry | Data | Placed | Fault | Row, None, None]:
+        yield from self._asked(verb, where, self._records(named=verb == "children"))
+
+    def _asked(self, verb: str, where: str | int, answer: Iterator[R]) -> Generator[R, None, None]:
+        """Ask, and give what comes; a parser that is not heard out is ended."""
         if self._busy:
             raise RuntimeError("a file system session serves one iterator at a time")
         if self._process is None:
@@ -223,7 +232,7 @@ class FileSystemSession:
         finished = False
         try:
             self._send(Kind.COMMAND, json.dumps([verb, where]).encode())
-            yield from self._records(named=verb == "children")
+            yield from answer
             finished = True
         except _AnsweredError as refused:
             finished = True
@@ -303,13 +312,13 @@ class FileSystemSession:
             # memory or descriptors is in the jail.
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-I", *PARSER),
+                    *(sys.executable, "-I", *(self._parser or PARSER)),
                     *(self._detected, str(self._reader.size_bytes), str(self._limits.memory_bytes)),
                 ],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env={},
+                env=self._environment,
                 cwd="/",
             )
         self._socket = ours
@@ -328,9 +337,10 @@ class FileSystemSession:
         if kind is not Kind.HELLO:
             raise self._stop("no greeting")
         self._kind, self._label, self._uuid, journal = wire.decode_text(payload, 4)
-        if self._kind not in SUPPORTED or journal not in ("clean", "replayed"):
+        states: dict[str, Journal] = {state: state for state in get_args(Journal)}
+        if self._kind not in SUPPORTED or journal not in states:
             raise self._stop("an unknown kind of file system")
-        self._journal: Journal = "clean" if journal == "clean" else "replayed"
+        self._journal = states[journal]
 
     def _result(self) -> tuple[Kind, bytes]:
         """The next frame that is not a request for blocks; those are served on the way."""

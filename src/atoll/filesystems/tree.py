@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 
 from atoll.filesystems import rows
-from atoll.filesystems.interface import Data, Entry, EntryKind, Fault, Placed, Volume
+from atoll.filesystems.interface import Data, Entry, EntryKind, Fault, FindsNames, Placed, Volume
 from atoll.filesystems.wire import MAX_TEXT_CHARACTERS, printable
 from atoll.model.errors import NotFoundInPointError, UnsupportedFormatError
 
@@ -28,14 +28,18 @@ def find(volume: Volume, path: str) -> int:
             continue
         if volume.entry(inode, so_far or "/").kind is not EntryKind.DIRECTORY:
             raise NotFoundInPointError(f"There is no {path}: {so_far or '/'} is not a directory.")
-        for name, number in volume.names(inode):
-            if name == part:
-                inode = number
-                break
-        else:
+        number = _named(volume, inode, part)
+        if number is None:
             raise NotFoundInPointError(f"There is no {path} in the restore point.")
+        inode = number
         so_far += "/" + os.fsdecode(part)
     return inode
+
+
+def _named(volume: Volume, directory: int, wanted: bytes) -> int | None:
+    if isinstance(volume, FindsNames):
+        return volume.find(directory, wanted)
+    return next((number for name, number in volume.names(directory) if name == wanted), None)
 
 
 def walk(volume: Volume, inode: int, path: str, deep: bool) -> Iterator[Entry | Fault]:
@@ -139,16 +143,15 @@ def _by_inode(names: Iterator[tuple[bytes, int]]) -> Iterator[tuple[bytes, int]]
     Kept in arrays: as objects a million of them would take three times as much.
     """
     while True:
-        text, ends, keys = bytearray(), array("Q", [0]), array("Q")
-        for index, (name, number) in enumerate(islice(names, 1 << _SORTED_BITS)):
+        text, ends, numbers = bytearray(), array("Q", [0]), array("Q")
+        for name, number in islice(names, 1 << _SORTED_BITS):
             text += name
             ends.append(len(text))
-            keys.append(number << _SORTED_BITS | index)
-        if not keys:
+            numbers.append(number)
+        if not numbers:
             return
-        for key in sorted(keys):
-            index = key & ((1 << _SORTED_BITS) - 1)
-            yield bytes(text[ends[index] : ends[index + 1]]), key >> _SORTED_BITS
+        for index in sorted(range(len(numbers)), key=numbers.__getitem__):
+            yield bytes(text[ends[index] : ends[index + 1]]), numbers[index]
 
 
 def export(volume: Volume, inode: int, path: str) -> Iterator[Entry | Data | Fault]:

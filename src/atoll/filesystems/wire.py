@@ -42,6 +42,8 @@ class Kind(IntEnum):
     ERROR = 9
     PLACES = 10
     ROWS = 11
+    INODES = 12
+    NAMES = 13
 
 
 def encode_entry(entry: Entry) -> list[object]:

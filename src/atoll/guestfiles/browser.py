@@ -1,5 +1,6 @@
 """Looking into a VM's disks as the guest saw them."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -7,7 +8,8 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
-from atoll.filesystems.interface import Data, Entry, EntryKind
+from atoll.filesystems.btrfs_layout import DEFAULT_HERE, TOP_LEVEL_NAME
+from atoll.filesystems.interface import STALENESS, Data, Entry, EntryKind, FileSystem
 from atoll.filesystems.session import FileSystemSession, ParserEndedError, open_filesystem
 from atoll.guestfiles.mounts import (
     MAX_FSTAB_BYTES,
@@ -20,13 +22,19 @@ from atoll.model.errors import NotFoundInPointError, UnsupportedFormatError
 from atoll.model.readers import BlockReader
 
 _ADDRESS = re.compile(r"disk(\d+):part(\d+):(/.*)", re.DOTALL)
+# Where distributions keep the root when the file system's own is no more than the place of subvolumes.
+_ROOT_SUBVOLUMES = ("@", "root", "@rootfs")
+_WITHIN_SUBVOLUME = (1 << 48) - 1
 _MAX_SYMLINKS = 40  # as the kernel's own limit
 _MAX_SESSIONS = 32  # each is a process, and a hostile table can list a thousand volumes
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A path inside a volume. `prefix` is the mount point, "" for the root, or `disk1:part2:`."""
+    """A path inside a volume. `prefix` is the mount point, "" for the root, or `disk1:part2:`.
+
+    `inner` begins with the volume's `top`, which is what is mounted there.
+    """
 
     volume: GuestVolume
     prefix: str
@@ -44,9 +52,10 @@ class Place:
 
     def outer(self, inner: str) -> str:
         """How the user names a path of the same volume."""
-        if inner == "/" and self.prefix and not self.addressed:
+        below = inner[len(self.volume.top) :] or "/"
+        if below == "/" and self.prefix and not self.addressed:
             return self.prefix
-        return self.prefix + inner
+        return self.prefix + below
 
 
 class FileBrowser:
@@ -62,10 +71,11 @@ class FileBrowser:
 
     def __init__(self, disks: Sequence[tuple[str, BlockReader]]) -> None:
         self._sessions: dict[str, FileSystemSession] = {}
+        self._unreplayed: set[str] = set()
         self._stack = ExitStack()
         try:
             self.volumes: tuple[GuestVolume, ...] = tuple(find_volumes(disks))
-            self.mounts: MountTable = mount_table(self.volumes, self._fstab)
+            self.mounts: MountTable = mount_table(self.volumes, self._fstab, self._subvolume)
         except BaseException:
             self._stack.close()
             raise
@@ -87,6 +97,11 @@ class FileBrowser:
         """End the parsers. Closing twice is harmless."""
         self._stack.close()
         self._sessions.clear()
+
+    def staleness(self, volume: GuestVolume) -> str:
+        """What a user must know of a volume whose journal is not part of what is read; or empty."""
+        stale = volume.address in self._unreplayed
+        return f"{volume.address} ({volume.content.kind}): {STALENESS}" if stale else ""
 
     def stat(self, path: str) -> Entry:
         """The entry at a path; a symlink at its end is not followed."""
@@ -113,7 +128,7 @@ class FileBrowser:
         for mount in mounted if recursive else ():
             shadows = [m for m in mounted if m.path.startswith(mount.path + "/")]
             with self.borrowed(mount.volume) as session:
-                for entry in session.list("/", recursive):
+                for entry in session.list(mount.inner, recursive):
                     where = mount.outer(entry.path)
                     if not below_any(where, shadows):
                         yield replace(entry, path=where)
@@ -156,7 +171,7 @@ class FileBrowser:
                 continue
             done.append(part)
             place = self._place(root, done)
-            if (not todo and not follow) or place.inner == "/":
+            if (not todo and not follow) or place.inner == (place.volume.top or "/"):
                 continue
             try:
                 entry = self.session(place.volume).stat(place.inner)
@@ -183,10 +198,11 @@ class FileBrowser:
             raise NotFoundInPointError(f"Nothing is mounted at {path}; {self._choices()}")
         point, volume = owner
         prefix = point.rstrip("/")
-        return Place(volume, prefix, path[len(prefix) :] or "/")
+        return Place(volume, prefix, volume.top + path[len(prefix) :].rstrip("/") or "/")
 
     def _mount(self, point: str) -> Place:
-        return Place(self.mounts.volumes[point], point, "/")
+        volume = self.mounts.volumes[point]
+        return Place(volume, point, volume.top or "/")
 
     def mounted_below(self, place: Place) -> Sequence[Place]:
         """The roots of the volumes mounted strictly below a place, parents first."""
@@ -196,7 +212,7 @@ class FileBrowser:
 
     def _root(self, mount: Place) -> Entry:
         with self.borrowed(mount.volume) as session:
-            return replace(session.stat("/"), path=mount.path)
+            return replace(session.stat(mount.inner), path=mount.path)
 
     def session(self, volume: GuestVolume) -> FileSystemSession:
         """The volume's session, kept until the end."""
@@ -233,25 +249,59 @@ class FileBrowser:
             return None
 
     def _read_fstab(self, volume: GuestVolume) -> bytes | None:
+        places = ["/etc/fstab"]
+        if volume.content.kind == "btrfs":
+            places += [f"/{name}/etc/fstab" for name in _ROOT_SUBVOLUMES]
         try:
             # Every volume is asked, and most are never looked into again.
             with _open(volume) as session:
-                entry = session.stat("/etc/fstab")
-                if entry.kind is not EntryKind.FILE or entry.size > MAX_FSTAB_BYTES:
-                    return None
-                text = bytearray(entry.size)
-                for offset, content in session.read("/etc/fstab"):
-                    text[offset : offset + len(content)] = content
-                return bytes(text)
+                if session.journal == "unreplayed":
+                    self._unreplayed.add(volume.address)
+                for path in places:
+                    with suppress(NotFoundInPointError):
+                        entry = session.stat(path)
+                        if entry.kind is not EntryKind.FILE or entry.size > MAX_FSTAB_BYTES:
+                            continue
+                        text = bytearray(entry.size)
+                        for offset, content in session.read(path):
+                            text[offset : offset + len(content)] = content
+                        return bytes(text)
         except ParserEndedError:
             raise
+        except UnsupportedFormatError:
+            pass  # damaged; who asks for its files is told why
+        return None
+
+    def _subvolume(self, volume: GuestVolume, path: str) -> str | None:
+        """Where a subvolume, named by its path from the top level, is in the volume's tree."""
+        try:
+            with _open(volume) as session:
+                return find_subvolume(session, path)
         except (NotFoundInPointError, UnsupportedFormatError):
-            # Not a root file system, or a damaged one; who asks for its files is told why.
             return None
 
     def _choices(self) -> str:
         known = ", ".join(f"{v.address}:/ ({v.content.kind})" for v in self.volumes)
         return f"the volumes are {known or 'none'}."
+
+
+def find_subvolume(session: FileSystem, path: str) -> str:
+    """The same of an open file system; NotFoundInPointError when it is not there.
+
+    Its root is the default subvolume, and what is outside that has a directory of its own, in which
+    another stands for the default.
+    """
+    parts = [part for part in path.split("/") if part]
+    where = os.fsdecode(b"/" + TOP_LEVEL_NAME)
+    try:
+        session.stat(where)
+    except NotFoundInPointError:
+        where = ""  # the root is the top level itself
+    for part in parts:
+        where = f"{where}/{part}"
+        if session.stat(where).inode & _WITHIN_SUBVOLUME == DEFAULT_HERE:
+            where = ""
+    return where
 
 
 def _open(volume: GuestVolume) -> FileSystemSession:

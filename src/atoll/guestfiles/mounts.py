@@ -3,7 +3,7 @@
 import re
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from atoll.blocks.partitions import Partition, open_partition, partitions
@@ -15,13 +15,15 @@ MAX_FSTAB_BYTES = 1 << 20
 _DEVICE = re.compile(r"/dev/(?:(?:sd|vd|xvd|hd)([a-z]+)|nvme(\d+)n1p?)(\d*)")
 _BY_NAME = {"by-uuid": "UUID", "by-label": "LABEL", "by-partuuid": "PARTUUID"}
 _SECTOR = 512
+_START_FILES = ("fat", "exfat")
 
 
 @dataclass(frozen=True, slots=True)
 class GuestVolume:
     """A partition or logical volume: on disk number `disk` (from 1), and what it holds.
 
-    `partition_uuid` is what the guest calls PARTUUID, empty without a table.
+    `partition_uuid` is what the guest calls PARTUUID, empty without a table. `top` is the directory
+    that is mounted, where that is a subvolume of btrfs, and empty for all of it.
     """
 
     disk: int
@@ -31,6 +33,7 @@ class GuestVolume:
     reader: BlockReader
     content: Content
     obstacle: str = ""
+    top: str = ""
 
     @property
     def address(self) -> str:
@@ -46,10 +49,14 @@ class GuestVolume:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A line of fstab: `device` as it is written there, `point` without a slash at the end."""
+    """A line of fstab: `device` as it is written there, `point` without a slash at the end.
+
+    `subvolume` is what the options say is mounted of a btrfs, by its path, or None.
+    """
 
     device: str
     point: str
+    subvolume: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +99,20 @@ def find_volumes(disks: Sequence[tuple[str, BlockReader]]) -> list[GuestVolume]:
     return found
 
 
+FindSubvolume = Callable[[GuestVolume, str], str | None]
+"""The directory of a volume that a subvolume is found at, "" for its root; None without it."""
+
+
 def mount_table(
-    volumes: Sequence[GuestVolume], read_fstab: Callable[[GuestVolume], bytes | None]
+    volumes: Sequence[GuestVolume],
+    read_fstab: Callable[[GuestVolume], bytes | None],
+    find_subvolume: FindSubvolume = lambda _, path: path.rstrip("/"),
 ) -> MountTable:
     """Work out the mount points; `read_fstab` gives a volume's /etc/fstab or None.
 
     The root is the volume whose fstab mounts itself at `/`, else the first with
-    an fstab, else the only volume with files. Without any there are no mounts.
+    an fstab, else the only volume with files (FAT, which start files lie on, not
+    counted). Without any there are no mounts.
     """
     readable = [volume for volume in volumes if volume.content.supported]
     candidates = []
@@ -108,10 +122,11 @@ def mount_table(
             candidates.append((volume, parse_fstab(text)))
     for volume, mounts in candidates:
         if any(m.point == "/" and resolve(m.device, volumes) is volume for m in mounts):
-            return _table(volume, mounts, volumes)
+            return _table(volume, mounts, volumes, find_subvolume)
     if candidates:
-        return _table(*candidates[0], volumes)
-    return MountTable({"/": readable[0]} if len(readable) == 1 else {}, {})
+        return _table(*candidates[0], volumes, find_subvolume)
+    likely = [volume for volume in readable if volume.content.kind not in _START_FILES] or readable
+    return MountTable({"/": likely[0]} if len(likely) == 1 else {}, {})
 
 
 def parse_fstab(text: bytes) -> list[Mount]:
@@ -126,7 +141,8 @@ def parse_fstab(text: bytes) -> list[Mount]:
         )
         parts = [part for part in point.split("/") if part not in ("", ".")]
         if ".." not in parts and "\0" not in point:
-            mounts.append(Mount(device.strip('"'), "/" + "/".join(parts)))
+            options = fields[3] if len(fields) > 3 else ""
+            mounts.append(Mount(device.strip('"'), "/" + "/".join(parts), _subvolume(options)))
     return mounts
 
 
@@ -163,15 +179,36 @@ def resolve(device: str, volumes: Sequence[GuestVolume]) -> GuestVolume | None:
     return None
 
 
+def _subvolume(options: str) -> str | None:
+    """What is mounted of a btrfs; one given by its number alone is found by none. See btrfs(5)."""
+    found = None
+    for option in options.split(","):
+        key, _, value = option.partition("=")
+        if key == "subvol":
+            parts = [part for part in value.split("/") if part not in ("", ".")]
+            return None if ".." in parts else "/" + "/".join(parts)
+        if key == "subvolid":
+            found = "/" if value in ("0", "5") else option
+    return found
+
+
 def _table(
-    root: GuestVolume, mounts: Sequence[Mount], volumes: Sequence[GuestVolume]
+    root: GuestVolume,
+    mounts: Sequence[Mount],
+    volumes: Sequence[GuestVolume],
+    find_subvolume: FindSubvolume,
 ) -> MountTable:
-    found, absent = {"/": root}, {}
+    found: dict[str, GuestVolume] = {"/": root}
+    absent: dict[str, str] = {}
     for mount in mounts:
-        if mount.point == "/":
-            continue
-        volume = resolve(mount.device, volumes)
-        if volume is not None:
+        volume = root if mount.point == "/" else resolve(mount.device, volumes)
+        if volume is not None and volume.content.kind == "btrfs" and mount.subvolume is not None:
+            top = find_subvolume(volume, mount.subvolume)
+            if top is not None:
+                found[mount.point] = replace(volume, top=top)
+            elif mount.point != "/":
+                absent[mount.point] = f"{mount.device} ({mount.subvolume})"
+        elif volume is not None:
             found[mount.point] = volume
         elif "=" in mount.device or _DEVICE.fullmatch(mount.device):
             absent[mount.point] = mount.device

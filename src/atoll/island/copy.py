@@ -16,10 +16,13 @@ from atoll.model.points import DiskImage, RestorePoint
 from atoll.model.progress import Progress
 from atoll.model.readers import BlockReader
 from atoll.model.storage import GroupSnapshot
+from atoll.repository.drafts import RunDraft
 from atoll.repository.repository import Repository
 from atoll.storage.interface import StorageEngine
 
 MAX_VMX_BYTES = 1 << 20
+Disks = Sequence[tuple[str, BlockReader]]
+"""A VM's disks with their labels, in its order."""
 Turn = Callable[[PlannedDisk], AbstractContextManager[None]]
 """Waits until a disk may be copied, and lets others have their turn afterwards."""
 
@@ -109,12 +112,17 @@ def copy_vm(
     parent: RestorePoint | None,
     progress: Progress,
     turn: Turn,
+    catalogued: Callable[[Disks], str] = lambda disks: "",
+    draft: RunDraft | None = None,
 ) -> RestorePoint:
     """Copy all disks of a VM, each inside its `turn`; its restore point, not yet committed.
 
+    `catalogued` then reads the same disks once more, and names the catalogue of their files.
+
     `views` are the opened snapshots by LUN group. With a `parent` only what may
     have changed since is read; a disk that the parent does not have, or whose
-    group has no longer the parent's storage snapshot, is read in full.
+    group has no longer the parent's storage snapshot, is read in full. With a
+    `draft`, what an earlier process had copied is not read again.
     """
     vm = planned.vm
     work = [_disk_work(disk, views[disk.group], repository, parent) for disk in planned.disks]
@@ -127,6 +135,7 @@ def copy_vm(
                 extents=item.extents,
                 parent=item.parent,
                 progress=lambda done: progress.advance(vm.name, done),
+                draft=draft.disk(vm.instance_uuid, disk.disk.key) if draft else None,
             )
         disks.append(
             replace(
@@ -137,6 +146,12 @@ def copy_vm(
                 stored_bytes=copied.stored_bytes,
             )
         )
+    progress.stage(vm.name, "catalogue")
+    with turn(planned.disks[0]):
+        readers = [
+            (disk.disk.label, item.reader) for disk, item in zip(planned.disks, work, strict=True)
+        ]
+        catalogue = catalogued(readers)
     return RestorePoint(
         id=f"{run}-{vm.instance_uuid}",
         run=run,
@@ -150,6 +165,7 @@ def copy_vm(
         disks=tuple(disks),
         vmx=_vmx(planned, views),
         guest_os=vm.guest_os,
+        catalogue=catalogue,
     )
 
 

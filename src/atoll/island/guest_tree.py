@@ -5,6 +5,7 @@ import stat
 import threading
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from atoll.filesystems.interface import EntryKind
 from atoll.filesystems.rows import Row
@@ -22,6 +23,7 @@ _KINDS = {
     EntryKind.CHARACTER: stat.S_IFCHR,
     EntryKind.BLOCK: stat.S_IFBLK,
 }
+_NO_TOPS: Mapping[str, str] = MappingProxyType({})
 _INODE_BITS = 32
 _INODE_MASK = (1 << _INODE_BITS) - 1
 
@@ -30,17 +32,24 @@ _INODE_MASK = (1 << _INODE_BITS) - 1
 class MountPoint:
     """A directory at or above mount points; `volume` is mounted here when it is not None.
 
-    `view` tells two places apart where the same volume is seen.
+    `view` tells two places apart where the same volume is seen, and `top` is the directory of it
+    that is mounted, empty for all of it.
     """
 
     view: str
     volume: VolumeKey | None = None
+    top: str = ""
     below: dict[bytes, "MountPoint"] = field(default_factory=dict)
 
 
-def mount_points(identity: str, vm: int, mounts: Mapping[str, str]) -> MountPoint:
-    """The mount points of a VM, from addresses of volumes by the path they are mounted at."""
-    top = MountPoint(f"{identity}/", _volume(vm, mounts.get("/")))
+def mount_points(
+    identity: str, vm: int, mounts: Mapping[str, str], tops: Mapping[str, str] = _NO_TOPS
+) -> MountPoint:
+    """The mount points of a VM, from addresses of volumes by the path they are mounted at.
+
+    `tops` are, by the same paths, directories that are mounted instead of a whole volume.
+    """
+    top = MountPoint(f"{identity}/", _volume(vm, mounts.get("/")), tops.get("/", ""))
     for point in sorted(mounts):
         here = top
         path = ""
@@ -49,7 +58,8 @@ def mount_points(identity: str, vm: int, mounts: Mapping[str, str]) -> MountPoin
             name = part.encode("utf-8", "surrogateescape")
             below = here.below
             if name not in below:
-                below[name] = MountPoint(f"{identity}{path}", _volume(vm, mounts.get(path)))
+                volume = _volume(vm, mounts.get(path))
+                below[name] = MountPoint(f"{identity}{path}", volume, tops.get(path, ""))
             here = below[name]
     return top
 
@@ -76,7 +86,7 @@ class Views:
         """The root directory of the volume mounted at a point."""
         if point.volume is None:
             raise ValueError(f"nothing is mounted at {point.view}")
-        row = self.guests.root(point.volume)
+        row = self.guests.root(point.volume, point.top or "/")
         return GuestNode(self._view(point.view, point.volume), row, point)
 
     def lane(self, number: int) -> Hashable:

@@ -49,10 +49,11 @@ VolumeKey = tuple[int, str]
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A VM's volumes by address, and what it mounts where."""
+    """A VM's volumes by address, what it mounts where, and what to know of the volumes' journals."""
 
     volumes: dict[str, GuestVolume]
     mounts: MountTable
+    stale: tuple[str, ...]
     close: Callable[[], None]
 
 
@@ -127,13 +128,13 @@ class Guests:
         with self._guests.use(vm) as guest:
             yield guest
 
-    def root(self, volume: VolumeKey) -> Row:
-        """The entry of a volume's root directory."""
+    def root(self, volume: VolumeKey, top: str = "/") -> Row:
+        """The entry of a volume's root directory, or of another that is mounted instead."""
 
         def ask(session: FileSystemSession) -> Row:
-            return session.node(session.stat("/").inode)
+            return session.node(session.stat(top).inode)
 
-        return self._entries.get((volume, "/"), lambda: self._ask(volume, ask))
+        return self._entries.get((volume, top), lambda: self._ask(volume, ask))
 
     def entry(self, volume: VolumeKey, inode: int) -> Row:
         """The entry of an inode that was met before."""
@@ -238,7 +239,8 @@ class Guests:
             ]
             with FileBrowser(disks) as browser:
                 volumes = {volume.address: volume for volume in browser.volumes}
-                return Guest(volumes, browser.mounts, stack.pop_all().close)
+                stale = tuple(filter(None, map(browser.staleness, browser.volumes)))
+                return Guest(volumes, browser.mounts, stale, stack.pop_all().close)
 
     def _open_parser(self, key: VolumeKey) -> _Parser:
         with ExitStack() as stack:

@@ -55,8 +55,8 @@ class PresentedRun:
         )
 
 
-def island_host(hosts: Sequence[Host], name: str) -> IslandHost:
-    """The island's host of the inventory.
+def island_host(hosts: Sequence[Host], name: str, role: str = "island's host") -> IslandHost:
+    """The island's host of the inventory, or another that is to see copies, in whatever `role`.
 
     ConfigurationError when there is none, when it has no iSCSI initiator, or when it shares that
     with another host, which would then see every copy.
@@ -66,23 +66,24 @@ def island_host(hosts: Sequence[Host], name: str) -> IslandHost:
             continue
         if host.iqn is None:
             raise ConfigurationError(
-                f"The island's host {name} has no iSCSI initiator; switch on its software adapter."
+                f"The {role} {name} has no iSCSI initiator; switch on its software adapter."
             )
         twins = [other.name for other in hosts if other.iqn == host.iqn and other.name != name]
         if twins:
             raise ConfigurationError(
-                f"The island's host {name} has the same iSCSI name as {', '.join(twins)}, so copies "
+                f"The {role} {name} has the same iSCSI name as {', '.join(twins)}, so copies "
                 "would reach them too; give each host a name of its own."
             )
         return IslandHost(name, host.iqn)
     known = ", ".join(host.name for host in hosts) or "none"
-    raise ConfigurationError(f"vCenter has no host {name} to be the island; it has {known}.")
+    raise ConfigurationError(f"vCenter has no host {name} to be the {role}; it has {known}.")
 
 
 class Island:
     """Runs on the island. `site` tells this Atoll's clones from those of others on the storage.
 
-    The host has `most_luns` copies of LUNs at once, not counting what others show it.
+    The host has `most_luns` copies of LUNs at once, not counting what others show it. The clones'
+    names begin with their `purpose`.
 
     One user at a time. Raises what the storage and vCenter raise.
     """
@@ -94,11 +95,12 @@ class Island:
         host: IslandHost,
         site: str,
         most_luns: int = DEFAULTS.host_luns,
+        purpose: str = "island",
     ) -> None:
         self._engine = engine
         self._volumes = volumes
         self._host = host
-        self._prefix = f"island-{site}-"
+        self._prefix = f"{purpose}-{site}-"
         self._most_luns = most_luns
 
     def presented(self) -> dict[str, dict[str, LunGroup]]:
@@ -209,8 +211,8 @@ class Island:
         for clone in clones.values():
             self._engine.delete_clone(clone.name)
         raise StorageConflictError(
-            f"Host {', '.join(sorted(seen))} sees LUNs of run {run} that are for the island alone, so "
-            "they were withdrawn; look at the storage's access lists."
+            f"Host {', '.join(sorted(seen))} sees LUNs of run {run} that are for {self._host.name} "
+            "alone, so they were withdrawn; look at the storage's access lists."
         )
 
 

@@ -16,6 +16,7 @@ from atoll.model.errors import UnsupportedFormatError
 
 _KEPT_FOLDERS = 64  # of image files, whose configuration is held in memory
 NOT_READ = b"not-read.txt"
+STALE = b"not-replayed.txt"
 
 
 class ServedTree:
@@ -103,6 +104,7 @@ class ServedTree:
     def _files(self, number: int) -> Node:
         with self.guests.guest(number) as guest:
             mounts = {point: volume.address for point, volume in guest.mounts.volumes.items()}
+            tops = {point: volume.top for point, volume in guest.mounts.volumes.items()}
             if "/" not in mounts:
                 held = ", ".join(
                     f"{volume.address}: {volume.content.kind}" for volume in guest.volumes.values()
@@ -112,12 +114,12 @@ class ServedTree:
                     f" {self._vms[number].name} ({held or 'no volumes'}); its image can be read."
                 )
         return self.views.root(
-            mount_points(f"{self._vms[number].instance_uuid}/files", number, mounts)
+            mount_points(f"{self._vms[number].instance_uuid}/files", number, mounts, tops)
         )
 
     def _volumes(self, number: int) -> Mapping[bytes, Node | None]:
         with self.guests.guest(number) as guest:
-            volumes = list(guest.volumes.values())
+            volumes, stale = list(guest.volumes.values()), guest.stale
         vm = self._vms[number]
         nodes: dict[bytes, Node | None] = {
             _volume_name(volume): None for volume in volumes if volume.content.supported
@@ -130,6 +132,9 @@ class ServedTree:
         if unread:
             text = "".join(unread).encode("utf-8", "replace")
             nodes[NOT_READ] = SmallFile(f"{vm.instance_uuid}/volumes/not-read", vm.taken_at, text)
+        if stale:
+            text = "".join(f"{sentence}.\n" for sentence in stale).encode("utf-8", "replace")
+            nodes[STALE] = SmallFile(f"{vm.instance_uuid}/volumes/stale", vm.taken_at, text)
         return nodes
 
     def _volume(self, number: int, name: bytes) -> Node:

@@ -2,69 +2,17 @@
 
 import hashlib
 import os
-import stat
 from pathlib import Path
 
 import pytest
+from linux_trees import assert_as_the_kernel_sees
 
 from atoll.blocks.readers import FileReader
-from atoll.filesystems.interface import Data, Entry, EntryKind, Fault
-from atoll.filesystems.session import FileSystemSession, open_filesystem
+from atoll.filesystems.interface import EntryKind
+from atoll.filesystems.session import open_filesystem
 from atoll.model.errors import NotFoundInPointError, UnsupportedFormatError
 
 pytestmark = pytest.mark.needs_root
-
-
-def digest_of(pieces: list[Data], size: int) -> str:
-    """SHA-256 of a file given as data without its holes."""
-    digest = hashlib.sha256()
-    at = 0
-    for offset, content in [*pieces, Data(size, b"")]:
-        while at < offset:
-            step = min(offset - at, 1 << 20)
-            digest.update(bytes(step))
-            at += step
-        digest.update(content)
-        at += len(content)
-    assert at == size
-    return digest.hexdigest()
-
-
-def assert_as_the_kernel_sees(session: FileSystemSession, truth: dict) -> None:
-    entries: dict[bytes, Entry] = {}
-    content: dict[bytes, list[Data]] = {}
-    by_inode: dict[int, bytes] = {}
-    last = b""
-    for record in session.export("/"):
-        match record:
-            case Entry():
-                last = os.fsencode(record.path)
-                assert last not in entries
-                entries[last] = record
-                content[last] = []
-                by_inode.setdefault(record.inode, last)
-            case Data():
-                content[last].append(record)
-            case Fault():
-                pytest.fail(f"{record}")
-    assert entries.keys() == truth.keys()
-    for path, expected in truth.items():
-        entry = entries[path]
-        got = (entry.size, entry.mode, entry.uid, entry.gid, entry.nlink, entry.inode)
-        mode = stat.S_IMODE(expected.mode)
-        assert got == (
-            *(expected.size, mode, expected.uid, expected.gid, expected.nlink, expected.inode),
-        ), path
-        assert (entry.mtime_ns, entry.atime_ns, entry.ctime_ns) == (
-            *(expected.mtime_ns, expected.atime_ns, expected.ctime_ns),
-        ), path
-        target = None if entry.target is None else os.fsencode(entry.target)
-        assert (target, entry.device) == (expected.target, expected.device), path
-        assert dict(entry.xattrs or ()) == expected.xattrs, path
-        if expected.digest is not None:
-            assert entry.kind is EntryKind.FILE
-            pieces = content[by_inode[entry.inode]]
-            assert digest_of(pieces, entry.size) == expected.digest, path
 
 
 def test_everything_is_as_the_kernel_sees_it(guest) -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.needs_root
 
 FSTAB = """PARTUUID=5a0f6a38-8c1c-4f0e-9d3b-1f3d6a8d0001 / ext4 errors=remount-ro 0 1
 LABEL=var /var ext4 defaults 0 2
-/dev/sda4 /data xfs defaults 0 0
+/dev/sda4 /data refs defaults 0 0
 """
 MANY = 3000
 
@@ -105,8 +105,8 @@ def vm(tmp_path_factory: pytest.TempPathFactory) -> Vm:
     with disk.open("r+b") as file:
         file.seek(329728 * 512 + 4086)
         file.write(b"SWAPSPACE2")
-        file.seek(362496 * 512)
-        file.write(b"XFSB")
+        file.seek(362496 * 512 + 3)
+        file.write(b"ReFS\0\0\0\0")
     return Vm(disk, root, var)
 
 
@@ -190,11 +190,11 @@ def test_files_are_mounted_as_the_guest_mounts_them(tree: MountedTree) -> None:
     ]
     told = (tree.top / "db1/volumes/not-read.txt").read_text()
     assert "disk1-part3: " in told
-    assert "XFS" in told
+    assert "ReFS" in told
     # Its own directory would look like an empty mount: a backup has to be told that it is not.
     with pytest.raises(OSError, match="Input/output error"):
         os.listdir(files / "data")
-    assert any("XFS" in str(error) for error in tree.failures)
+    assert any("ReFS" in str(error) for error in tree.failures)
 
 
 def test_rsync_takes_everything(vm: Vm, tree: MountedTree, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from atoll.blocks.readers import FileReader
-from atoll.filesystems.detect import Content, detect
+from atoll.filesystems.detect import SUPPORTED, Content, detect
 
 UUID = "0b6c8dd4-3a3b-4a54-9d2c-2f7f6d1b6a01"
 MADE = {
@@ -24,6 +24,7 @@ MADE = {
     ),
     "external journal": (["mke2fs", "-q", "-F", "-O", "journal_dev"], Content("ext-journal")),
     "swap": (["mkswap", "-q", "-L", "L", "-U", UUID], Content("swap", "L", UUID)),
+    "fat": (["mkfs.fat", "-n", "L", "-i", "1234ABCD"], Content("fat", "L", "1234-ABCD")),
     "btrfs": (["mkfs.btrfs", "-q", "-f", "-L", "L", "-U", UUID], Content("btrfs", "L", UUID)),
 }
 
@@ -45,6 +46,8 @@ def test_what_the_tools_write_is_recognised(kind: str, tmp_path: Path) -> None:
         (0, b"LUKS\xba\xbe\0\2", "luks"),
         (512, b"LABELONE" + bytes(16) + b"LVM2 001", "lvm"),
         (3, b"NTFS    ", "ntfs"),
+        (3, b"-FVE-FS-", "bitlocker"),
+        (3, b"ReFS\0\0\0\0", "refs"),
         (3, b"EXFAT   ", "exfat"),
         (4096, b"\xfc\x4e\x2b\xa9", "md"),
         (32769, b"CD001", "iso9660"),
@@ -57,7 +60,7 @@ def test_magics(offset: int, magic: bytes, kind: str, tmp_path: Path) -> None:
     image.write_bytes(bytes(offset) + magic + bytes(100_000))
     found = detect(FileReader(image))
     assert found.kind == kind
-    assert not found.supported
+    assert found.supported == (kind in SUPPORTED)
     assert "restore the whole disk" in str(found.refusal())
 
 

@@ -102,3 +102,36 @@ def test_an_fstab_that_never_names_its_own_root_still_marks_it() -> None:
 def test_no_fstab_and_several_file_systems_is_no_root() -> None:
     assert mount_table(ALL, lambda _: None).volumes == {}
     assert mount_table([ROOT, SWAP], lambda _: None).volumes == {"/": ROOT}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("defaults", None),
+        ("compress=zstd,subvol=@home", "/@home"),
+        ("subvol=/@/.snapshots/1/snapshot,noatime", "/@/.snapshots/1/snapshot"),
+        ("subvolid=5", "/"),
+        ("subvolid=257", "subvolid=257"),
+        ("subvolid=257,subvol=/@", "/@"),
+        ("subvol=../out", None),
+    ],
+)
+def test_subvolumes(options: str, expected: str | None) -> None:
+    (mount,) = parse_fstab(f"UUID=1 /x btrfs {options} 0 0\n".encode())
+    assert mount.subvolume == expected
+
+
+def test_a_subvolume_is_mounted_by_its_directory() -> None:
+    btrfs = volume(1, 1, "btrfs", uuid="bbbb")
+    text = b"UUID=bbbb / btrfs subvol=@\nUUID=bbbb /home btrfs subvol=@home\nUUID=bbbb /x btrfs subvolid=9\n"
+    known = {"/@": "/@", "/@home": "/.btrfs-top-level/@home"}
+    table = mount_table([btrfs], lambda _: text, lambda _, path: known.get(path))
+    tops = {point: owner.top for point, owner in table.volumes.items()}
+    assert tops == {"/": "/@", "/home": "/.btrfs-top-level/@home"}
+    assert table.absent == {"/x": "UUID=bbbb (subvolid=9)"}
+
+
+def test_start_files_do_not_hide_the_only_volume() -> None:
+    start = volume(1, 1, "fat")
+    assert mount_table([start, ROOT], lambda _: None).volumes == {"/": ROOT}
+    assert mount_table([start], lambda _: None).volumes == {"/": start}
