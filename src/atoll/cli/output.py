@@ -93,9 +93,9 @@ def printable(text: str) -> str:
     )
 
 
-def as_json(value: object) -> None:
-    """Print dataclasses, lists and dicts of them as JSON."""
-    json.dump(value, sys.stdout, indent=2, default=_plain)
+def as_json(value: object, *, lines: bool = False) -> None:
+    """Print dataclasses, lists and dicts of them as JSON, each on one line if there are many."""
+    json.dump(value, sys.stdout, indent=None if lines else 2, default=_plain)
     sys.stdout.write("\n")
 
 

@@ -6,10 +6,17 @@ from typing import Annotated
 
 import typer
 
+from atoll.catalogue.contents import CatalogueVolume
 from atoll.cli import context
+from atoll.cli.files import one_line
 from atoll.cli.holds import described
 from atoll.cli.output import as_json, err, moment, out, seconds, size, table
-from atoll.model.points import Evidence
+from atoll.model.errors import RepositoryDamagedError
+from atoll.model.points import Evidence, RestorePoint
+from atoll.repository.repository import Repository
+from atoll.service.cataloguing import catalogue_of
+
+_FAULTS_SHOWN = 10
 
 
 def points(
@@ -72,9 +79,11 @@ def point(
     repository = context.site().repository()
     found = repository.find(reference)
     evidence = repository.evidence(found.id)
+    volumes = _volumes(repository, found)
     holds = [each for each in repository.holds().found if each.point == found.id]
     if json:
-        as_json({"point": found, "evidence": evidence, "holds": holds})
+        said = {"point": found, "evidence": evidence, "holds": holds, "volumes": volumes}
+        as_json(said)
         return
     proof = found.proof
     out.print(f"{found.vm}@{found.run}, taken {moment(found.created_at)}", style="bold")
@@ -121,6 +130,15 @@ def point(
             for disk in found.disks
         ],
     )
+    for volume in volumes:
+        mounted = ", ".join(volume.mounts) or "not mounted"
+        out.print(f"{volume.address} ({volume.kind}, {mounted}): {volume.entries} files listed")
+        if volume.fault:
+            err.print(f"  {volume.fault}", style="yellow")
+        for fault in volume.faults[:_FAULTS_SHOWN]:
+            err.print(f"  {one_line(fault.path)}: {one_line(fault.reason)}", style="yellow")
+        if volume.fault_count > _FAULTS_SHOWN:
+            err.print(f"  and {volume.fault_count - _FAULTS_SHOWN} more", style="yellow")
     for each in holds:
         out.print(described(each))
     for item in evidence:
@@ -128,6 +146,15 @@ def point(
             f"{'Proven' if item.passed else 'FAILED its proof'} {moment(item.proven_at)}: "
             f"{item.summary}"
         )
+
+
+def _volumes(repository: Repository, point: RestorePoint) -> Sequence[CatalogueVolume]:
+    """What its catalogue says of its volumes; nothing, and why, if that is damaged."""
+    try:
+        return catalogue_of(repository, point).volumes if point.catalogue else ()
+    except RepositoryDamagedError as error:
+        err.print(str(error), style="red")
+        return ()
 
 
 def _proven(evidence: Sequence[Evidence]) -> str:

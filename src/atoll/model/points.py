@@ -47,7 +47,8 @@ class RestorePoint:
 
     `created_at` is the snapshot's instant, seconds since the epoch. `snapshot` is
     what the storage snapshots that the next increment is measured from are called,
-    one in each LUN group of its disks; `group` is the first of these.
+    one in each LUN group of its disks; `group` is the first of these. `catalogue` names the catalogue
+    of its files in the repository (hex); empty when there is none.
     """
 
     id: str
@@ -62,8 +63,14 @@ class RestorePoint:
     disks: tuple[DiskImage, ...]
     vmx: str
     guest_os: str
+    catalogue: str = ""
 
     @property
     def groups(self) -> tuple[str, ...]:
         """The LUN groups that hold its snapshot, sorted."""
         return tuple(sorted({disk.group or self.group for disk in self.disks} or {self.group}))
+
+    @property
+    def blobs(self) -> frozenset[str]:
+        """Names of all blobs of the repository that it needs beside its disk images."""
+        return frozenset({disk.extent_map for disk in self.disks} | {self.catalogue}) - {""}
