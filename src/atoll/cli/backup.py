@@ -1,5 +1,8 @@
-"""`atoll backup`: one run over some LUN groups; `atoll cleanup`: what dead runs left."""
+"""`atoll backup`: one run over some LUN groups; `resume`, `cleanup`: what was cut off, or died."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -11,8 +14,11 @@ from atoll.director.proof import POWERED_OFF
 from atoll.model.consistency import Consistency, ConsistencyProof
 from atoll.model.progress import Progress, Silent
 from atoll.service.backup import BackupResult, back_up, clean_site
+from atoll.service.importing import tidy_restores
 from atoll.service.island import tidy_island
 from atoll.service.mounting import clear_dead_mounts
+from atoll.service.recovering import tidy_recoveries
+from atoll.service.resuming import resume_runs
 
 LESSER_POINT = 4
 """Exit status of a backup that made a point less consistent than its VM's agent should give."""
@@ -27,6 +33,13 @@ def backup(
             "--accept-less", help="Make crash-consistent points of guests that cannot be held."
         ),
     ] = False,
+    catalogue: Annotated[
+        bool | None,
+        typer.Option(
+            "--catalogue/--no-catalogue",
+            help="List the guests' files for `atoll find`; else as the settings say.",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, no progress.")] = False,
 ) -> None:
     """Back up VMs from one snapshot of their LUN groups, taken while all of them are held.
@@ -35,11 +48,14 @@ def backup(
     than an agent should give; the table says why.
     """
     site = context.site(accept_less=accept_less)
+    if catalogue is not None:
+        site = replace(site, catalogue=catalogue)
     if json:
-        result = back_up(site, vms, Silent(), full=full)
+        with _saying_what_is_kept():
+            result = back_up(site, vms, Silent(), full=full)
         as_json(result)
     else:
-        with LiveProgress() as progress:
+        with _saying_what_is_kept(), LiveProgress() as progress:
             watched: Progress = progress
             result = back_up(site, vms, watched, full=full)
         report(result)
@@ -47,12 +63,65 @@ def backup(
         raise typer.Exit(LESSER_POINT)
 
 
+def resume(
+    run: Annotated[
+        str | None, typer.Argument(help="A run, or the beginning of its name; all without.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, no progress.")] = False,
+) -> None:
+    """Go on with runs that were cut off while they copied: copy what is left of their snapshots.
+
+    Nobody is held for it. A backup of one of their VMs does the same first. Exit status 1 means that
+    a run could not be gone on with, and was given up.
+    """
+    site = context.site()
+    if json:
+        with _saying_what_is_kept():
+            done = resume_runs(site, run, Silent())
+        as_json(done)
+    else:
+        with _saying_what_is_kept(), LiveProgress() as progress:
+            done = resume_runs(site, run, progress)
+        for line in (said for each in done for said in each.said):
+            out.print(line)
+        if not done:
+            out.print("No run was cut off while it copied.")
+    if any(each.said and not each.points for each in done):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _saying_what_is_kept() -> Iterator[None]:
+    """Of an interrupted copy; what else fails says so with its error."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        for note in getattr(error, "__notes__", ()):
+            err.print(f"atoll: interrupted. {note}", soft_wrap=True)
+        raise
+
+
 def cleanup(
+    drop_interrupted: Annotated[
+        bool,
+        typer.Option(
+            "--drop-interrupted", help="Also give up runs that were cut off while they copied."
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Clear what dead runs, mounts and refreshes left: thaw guests, delete snapshots no point needs."""
+    """Clear what dead runs, mounts and refreshes left: thaw guests, delete snapshots no point needs.
+
+    Runs that were cut off while they copied are named and kept for `atoll resume`.
+    """
     site = context.site()
-    done = [*clear_dead_mounts(), *clean_site(site), *tidy_island(site)]
+    done = [
+        *clear_dead_mounts(),
+        *clean_site(site, drop_interrupted=drop_interrupted),
+        *tidy_island(site),
+        *tidy_recoveries(site),
+        *tidy_restores(site),
+    ]
     if json:
         as_json(done)
     else:

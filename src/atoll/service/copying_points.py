@@ -132,7 +132,21 @@ class _Copier:
             beside = any(item.parent is not None for item in work)
             raise _NotCopiedError(point, error, beside=beside) from error
         self._progress.stage(point.vm, "done")
-        return replace(point, disks=disks)
+        return replace(point, disks=disks, catalogue=self._copy_catalogue(point))
+
+    def _copy_catalogue(self, point: RestorePoint) -> str:
+        """Piece by piece, so that what points share there they share here; empty if it is damaged."""
+        if not point.catalogue:
+            return ""
+        try:
+            # Read first: once it is being written, an error voids what was copied of the disks.
+            names = self._source.pieces_of(point.catalogue)
+            pieces = [self._source.piece(name) for name in names]
+        except RepositoryDamagedError as error:
+            what = f"the catalogue of the files of {point.vm}@{point.run}"
+            self._damaged.append(DamagedObject(what, str(error)))
+            return ""
+        return self._target.put_pieces(pieces)
 
     def _copy_disk(self, vm: str, work: _DiskWork) -> DiskImage:
         copied = self._target.copy_disk(

@@ -18,7 +18,7 @@ from atoll.model.inventory import Inventory
 from atoll.model.plan import Plan
 from atoll.model.points import RestorePoint
 from atoll.model.progress import Progress
-from atoll.service.journal import Journal, RunRecord
+from atoll.service.journal import CopyOrder, Journal, RunRecord
 from atoll.service.pins import Pins
 from atoll.service.retire import clean_up, own_prefix
 from atoll.service.site import Site
@@ -54,13 +54,7 @@ class PreparedRun:
         Other runs leave the snapshots alone until this one is over. Waits for other holds of the
         same LUN groups. After it raised, call `undo`.
         """
-        self.journal.begin(
-            RunRecord(
-                run=self.name,
-                vms=tuple(vm.vm.instance_uuid for vm in self.plan.vms),
-                holds=tuple(hold_name(self.name, number) for number in range(self.policy.holds)),
-            )
-        )
+        self.journal.begin(self._record())
         groups = self.plan.groups
         self._pinned.enter_context(self.pins.reading([(group, snapshot) for group in groups]))
         with self.journal.holding(groups, waits=lambda: progress.stage("", "turn")):
@@ -70,6 +64,18 @@ class PreparedRun:
         for group in groups:
             self.engine.annotate_snapshot(group, snapshot, words)
         return held
+
+    def copies(self, order: CopyOrder) -> None:
+        """Record what is copied now, so that whoever comes after this process can go on with it."""
+        self.journal.note(self._record(order))
+
+    def _record(self, copying: CopyOrder | None = None) -> RunRecord:
+        return RunRecord(
+            run=self.name,
+            vms=tuple(vm.vm.instance_uuid for vm in self.plan.vms),
+            holds=tuple(hold_name(self.name, number) for number in range(self.policy.holds)),
+            copying=copying,
+        )
 
     def undo(self, snapshot: str, cause: BaseException) -> None:
         """Delete the run's snapshots and forget it; what cannot be done now the next start does."""
@@ -122,6 +128,7 @@ def prepared(
             points,
             pins,
             vmware if allowed else None,
+            site.interrupted(),
         )
         with journal.tidying():
             cleaned += site.renew_agents()

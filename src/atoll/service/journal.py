@@ -11,24 +11,49 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from atoll.model.consistency import ConsistencyProof
 from atoll.model.errors import ConfigurationError
+from atoll.model.plan import Plan
+from atoll.repository.records import from_json, to_json
 from atoll.service.filelocks import lock_file, locked
 
+_LOOK_AGAIN_SECONDS = 0.05
 PATIENCE_SECONDS = 900.0
 """For other runs to let go of the same guests; a hold by VMware snapshots may take minutes."""
 
 
 @dataclass(frozen=True, slots=True)
+class CopyOrder:
+    """What a run copies once its guests are let go and its snapshots, all called `snapshot`, are proven.
+
+    `proofs` and `parents`, the ids of the points that increments are measured from, are by instance
+    UUID. `reads` are the snapshots that are read or measured from, (LUN group, name).
+    """
+
+    plan: Plan
+    snapshot: str
+    proofs: dict[str, ConsistencyProof]
+    parents: dict[str, str]
+    reads: tuple[tuple[str, str], ...]
+    copy: str | None = None
+    """Which copy of the settings took the repository's place."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
-    """What must be known to clean up after a run: its guests and what its holds are called."""
+    """What must be known to clean up after a run: its guests and what its holds are called.
+
+    With a `copying`, what must be known to go on with it: nobody is held for it any more.
+    """
 
     run: str
     vms: tuple[str, ...]
     holds: tuple[str, ...]
+    copying: CopyOrder | None = None
 
 
 class Journal:
@@ -49,21 +74,84 @@ class Journal:
 
     def begin(self, record: RunRecord) -> None:
         """Record a run before it touches anything. It is alive until `end`, `abandon`, or death."""
-        path = self._path(record.run)
-        temporary = path.with_suffix(".tmp")
         try:
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self._mine[record.run] = descriptor
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            os.write(descriptor, json.dumps(asdict(record)).encode())
-            os.fsync(descriptor)
-            temporary.rename(path)
-            self._sync()
+            self._write(record)
         except OSError as error:
             self.abandon(record.run)
             raise ConfigurationError(
                 f"Cannot record the run in {self._runs}: {error.strerror}; nothing was begun."
             ) from error
+
+    def note(self, record: RunRecord) -> None:
+        """Record more of a run that goes on here; ConfigurationError, and the old record, if it cannot be."""
+        try:
+            self._write(record)
+        except OSError as error:
+            raise ConfigurationError(
+                f"Cannot record the run in {self._runs}: {error.strerror}; run again."
+            ) from error
+
+    def _write(self, record: RunRecord) -> None:
+        path = self._path(record.run)
+        temporary = path.with_suffix(".tmp")
+        temporary.unlink(missing_ok=True)  # of one who was killed in here
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(json.dumps(to_json(record)).encode())
+            os.fsync(descriptor)
+            temporary.rename(path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # Locked before it has its name, and the one before until then.
+        older = self._mine.get(record.run)
+        self._mine[record.run] = descriptor
+        if older is not None:
+            os.close(older)
+        self._sync()
+
+    def touch(self, run: str) -> None:
+        """A run that goes on here got further."""
+        os.utime(self._mine[run])
+
+    def take(self, run: str, patience_seconds: float = 1.0) -> RunRecord | None:
+        """Have a dead run go on here, alive from now on; None if it is not dead, or in another's hands.
+
+        Who only looks whether it is dead has it for a moment. ConfigurationError when its record
+        cannot be read.
+        """
+        path = self._path(run)
+        limit = time.monotonic() + patience_seconds
+        while (descriptor := lock_file(path, fcntl.LOCK_EX, create=False)) is None:
+            if time.monotonic() > limit or not path.exists():
+                return None
+            time.sleep(_LOOK_AGAIN_SECONDS)
+        self._mine[run] = descriptor
+        try:
+            return _read(path)
+        except ConfigurationError:
+            self.abandon(run)
+            raise
+
+    def last_seen(self, run: str) -> float:
+        """When a run was recorded or got further last, in seconds since the epoch; 0 if it has ended."""
+        try:
+            return self._path(run).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def copying(self) -> list[RunRecord]:
+        """The runs that copy, or copied when they died; whose hands they are in is not asked.
+
+        ConfigurationError when a record cannot be read.
+        """
+        found = []
+        for path in sorted(self._runs.glob("*.json")):
+            with suppress(FileNotFoundError):  # it has ended
+                found.append(_read(path))
+        return [record for record in found if record.copying is not None]
 
     def end(self, run: str) -> None:
         """Forget a run that left nothing to clean. Repeatable."""
@@ -85,9 +173,12 @@ class Journal:
             }
 
     @contextmanager
-    def dead(self) -> Iterator[Sequence[RunRecord]]:
+    def dead(
+        self, goes_on: Callable[[RunRecord], bool] = lambda record: False
+    ) -> Iterator[Sequence[RunRecord]]:
         """Runs whose process died, oldest first; nobody else gets them while the block lasts.
 
+        Without those that died while they copied and of which `goes_on` says that somebody may go on.
         ConfigurationError when a record cannot be read.
         """
         with ExitStack() as stack:
@@ -96,8 +187,20 @@ class Journal:
                 descriptor = lock_file(path, fcntl.LOCK_EX, create=False)
                 if descriptor is None:
                     continue
-                stack.callback(os.close, descriptor)
-                records.append(_read(path))
+                with ExitStack() as taken:
+                    taken.callback(os.close, descriptor)
+                    record = _read(path)
+                    if record.copying is None:
+                        stack.push(taken.pop_all())
+                if record.copying is not None:
+                    # Who wants to go on with it must not find it in other hands meanwhile.
+                    if goes_on(record):
+                        continue
+                    descriptor = lock_file(path, fcntl.LOCK_EX, create=False)
+                    if descriptor is None:
+                        continue
+                    stack.callback(os.close, descriptor)
+                records.append(record)
             yield records
 
     @contextmanager
@@ -153,8 +256,13 @@ class Journal:
 def _read(path: Path) -> RunRecord:
     try:
         raw = json.loads(path.read_text())
-        return RunRecord(raw["run"], tuple(raw["vms"]), tuple(raw["holds"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        try:
+            return from_json(RunRecord, raw)
+        except ValueError:  # another version copies by other orders
+            return from_json(RunRecord, {**raw, "copying": None})
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigurationError(
             f"The record {path} of a run cannot be read ({error}); see `atoll agent list` "
             "that no guest is held, then remove the file."

@@ -1,6 +1,6 @@
 """Snapshots that no longer serve the next increment, and what dead runs left behind."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 
 from atoll.director.vmware_hold import SnapshotKeeper, clear_leftovers
 from atoll.guests.interface import GuestAgent
@@ -8,6 +8,7 @@ from atoll.model.errors import AtollError
 from atoll.model.inventory import Inventory
 from atoll.model.points import RestorePoint
 from atoll.model.storage import LunGroup
+from atoll.service.interrupted import InterruptedRuns, read_by
 from atoll.service.journal import Journal, RunRecord
 from atoll.service.pins import Pins
 from atoll.storage.interface import StorageEngine
@@ -56,14 +57,19 @@ def points_of_known_vms(points: Iterable[RestorePoint], inventory: Inventory) ->
 
 
 def retire_snapshots(
-    engine: StorageEngine, prefix: str, points: Iterable[RestorePoint], pins: Pins
+    engine: StorageEngine,
+    prefix: str,
+    points: Iterable[RestorePoint],
+    pins: Pins,
+    kept: Set[tuple[str, str]] = frozenset(),
 ) -> int:
     """Delete our snapshots, of every group, that no VM's newest point needs; returns how many.
 
-    One that somebody reads, or that a clone stands on, stays until a later run.
+    One that somebody reads, or that a clone stands on, stays until a later run. Those that are `kept`
+    (group, snapshot), for runs to go on with, were asked for before the points.
     """
     groups = engine.groups()
-    needed = needed_snapshots(points) | cloned_snapshots(groups)
+    needed = needed_snapshots(points) | cloned_snapshots(groups) | kept
     retired = 0
     for group in groups:
         for snapshot in engine.snapshots(group.name):
@@ -83,16 +89,23 @@ def clean_up(
     points: Callable[[], Iterable[RestorePoint]] | None,
     pins: Pins,
     vmware: SnapshotKeeper | None,
+    interrupted: InterruptedRuns | None = None,
 ) -> list[str]:
     """Bring the site in order after runs that died; one sentence for each thing done.
 
     Guests first: they are told to thaw, although their leases have done so by
     now. Then our VMware snapshots, where runs may take some. Then every snapshot
     of ours goes that no committed point needs and no live run has pinned; without `points`,
-    at a site that has no repository, none does.
+    at a site that has no repository, none does. Runs that are `interrupted` and can be gone on with
+    keep theirs.
     """
     done: list[str] = []
-    with journal.dead() as records:
+    goes_on = interrupted.goes_on if interrupted else _nobody
+    with journal.dead(goes_on) as records:
+        whys = {
+            record.run: f" {interrupted.why_not(record)}" if interrupted and record.copying else ""
+            for record in records
+        }
         for record in records:
             done += _thaw(record, agents)
         if vmware is not None:
@@ -104,23 +117,30 @@ def clean_up(
                 f"Deleted snapshot {name}, whose time was over."
                 for name in engine.expire_snapshots()
             ]
+            ours = {record.run for record in records}
+            kept = read_by([each for each in journal.copying() if each.run not in ours])
             # Read now: what was committed until here needs its snapshots.
-            retired = retire_snapshots(engine, prefix, points(), pins) if points else 0
+            retired = retire_snapshots(engine, prefix, points(), pins, kept) if points else 0
             for record in records:
-                _clear_capture(engine, capture_prefix(prefix) + record.run, pins)
+                # One whose certificate was written may be on the island already; the next capture
+                # retires it.
+                delete_unread(engine, capture_prefix(prefix) + record.run, pins)
         for record in records:
+            if interrupted is not None:
+                interrupted.drop_draft(record)
             journal.end(record.run)
-            done.append(f"Cleared what run {record.run} left when it died.")
+            done.append(f"Cleared what run {record.run} left when it died.{whys[record.run]}")
     if retired:
         done.append(f"Deleted {retired} snapshots that no restore point needs.")
     return done
 
 
-def _clear_capture(engine: StorageEngine, name: str, pins: Pins) -> None:
-    """Delete the snapshots of a capture that did not end; one that did is not recorded any more.
+def _nobody(record: RunRecord) -> bool:
+    return False
 
-    One whose certificate was written may be on the island already; the next capture retires it.
-    """
+
+def delete_unread(engine: StorageEngine, name: str, pins: Pins) -> None:
+    """Delete the snapshots of that name, of all groups, but for those that somebody reads or clones."""
     groups = engine.groups()
     cloned = cloned_snapshots(groups)
     for group in groups:

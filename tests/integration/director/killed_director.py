@@ -1,9 +1,10 @@
 """A director that dies: backs up as `atoll backup` does, and is killed at a chosen line of its code.
 
 Arguments: the settings file, then the VMs. Each line of standard input says where the next backup
-is killed with SIGKILL, in the director's own code (`director/`, `service/backup.py`,
-`guests/channel.py`, all threads): a number N is the N-th line that it runs, `FILE:LINE N` the N-th
-time that it runs that one, and 0 lets it live. The answer is one line of JSON: `lines` that were
+is killed with SIGKILL, in the director's own code (`director/`, `service/backup.py` and
+`copy_run.py`, `guests/channel.py`, all threads): a number N is the N-th line that it runs,
+`FILE:LINE N` the N-th time that it runs that one, and 0 lets it live. $DRAFT_SECONDS says how often
+it notes how far its copy has come. The answer is one line of JSON: `lines` that were
 run and how often each, by `FILE:LINE`; `where` it was killed and the `stage` of the run then;
 `error` of a backup that ended with one. Each backup is a process of its own, forked from this one so
 that it need not start anew.
@@ -26,6 +27,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import atoll
 from atoll.model.errors import AtollError
 from atoll.model.progress import Silent
+from atoll.repository import drafts
 from atoll.service.backup import back_up
 from atoll.wiring import open_site
 
@@ -33,6 +35,7 @@ _BEFORE = f"{Path(atoll.__file__).parent}/"
 _TRACED = (
     f"{_BEFORE}director/",
     f"{_BEFORE}service/backup.py",
+    f"{_BEFORE}service/copy_run.py",
     f"{_BEFORE}guests/channel.py",
 )
 
@@ -100,6 +103,7 @@ def child(settings: Path, vms: Sequence[str], order: str, out: int) -> None:
 
 
 def main() -> None:
+    drafts.EVERY_SECONDS = float(os.environ.get("DRAFT_SECONDS", drafts.EVERY_SECONDS))
     settings, vms = Path(sys.argv[1]), sys.argv[2:]
     for line in sys.stdin:
         read, write = os.pipe()

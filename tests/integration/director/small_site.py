@@ -38,6 +38,7 @@ from atoll.model.errors import AtollError
 from atoll.repository.keys import create_key_file
 from atoll.repository.repository import Repository
 from atoll.service.backup import BackupResult, back_up, clean_site
+from atoll.service.resuming import Resumed, resume_runs
 from atoll.service.retire import needed_snapshots
 from atoll.service.site import Site
 from atoll.settings import load_settings
@@ -243,10 +244,15 @@ class SmallSite:
         """Back up the VMs with an agent, which have no other way to be held."""
         return self.back_up(at, **{"vms": HELD, "ways": (Way.DIRECT,), **changes})  # type: ignore[arg-type]
 
-    def clean(self) -> list[str]:
+    def clean(self, *, drop_interrupted: bool = False) -> list[str]:
         """`atoll cleanup`."""
         with self.opened() as site:
-            return clean_site(site)
+            return clean_site(site, drop_interrupted=drop_interrupted)
+
+    def resume(self, at: At | None = None) -> list[Resumed]:
+        """`atoll resume`."""
+        with self.opened() as site:
+            return resume_runs(site, None, at or At())
 
     def engine(self) -> ManagedEngine:
         """The storage, opened anew."""
