@@ -13,6 +13,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,19 +21,25 @@ from typing import Self
 from atoll.filesystems.interface import Entry, EntryKind
 from atoll.model.errors import RestoreTargetError
 from atoll.recovery.clearing import empty_directory, is_directory
+from atoll.recovery.losses import Losses
 from atoll.recovery.placing import place_new, sync_filesystem
 
 _STAGING = re.compile(r"\.atoll-restore-[0-9a-f]{12}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_ID = 0xFFFFFFFF
-_MAX_NOTES = 1000
+_MAX_STEM_BYTES = 230  # of 255, with room for what is put behind it
 # The machine, not the entry, is at fault: going on would only produce the same for all others.
 _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE}
 _PRIVILEGED = stat.S_ISUID | stat.S_ISGID
+_WINDOWS_ATTRIBUTE = "attribute system.ntfs_"
+_NOT_WINDOWS = (
+    "what only Windows has (access rules, attributes, times of creation, short names): this target"
+    " keeps none of it, one mounted by ntfs-3g does"
+)
 _CAPABILITIES = "security.capability"
 
 
-class TreeWriter:
+class TreeWriter(Losses):
     """Takes entries parents first and content in between; nothing is visible before `settle`.
 
     Use as a context manager: on leaving it, what was not settled is removed.
@@ -43,16 +50,15 @@ class TreeWriter:
     Raises RestoreTargetError when the target itself fails.
     """
 
+    links = True
+
     def __init__(self, target: Path, keep_privileges: bool = False) -> None:
+        super().__init__()
         self._target = target
         self._keep_privileges = keep_privileges
         self.files = 0
         self.bytes = 0
-        self.missing = 0
         self._created = 0
-        self._notes: list[str] = []
-        self._more_notes = 0
-        self._seen_notes: set[str] = set()
         self._directories: list[tuple[str, Entry]] = []
         self._links: dict[int, str | None] = {}
         self._file: tuple[int, str, Entry] | None = None
@@ -99,12 +105,6 @@ class TreeWriter:
     def restored(self) -> int:
         """Entries created and not abandoned."""
         return self._created
-
-    @property
-    def not_kept(self) -> list[str]:
-        """One sentence for each thing that is not as it was in the guest."""
-        more = [f"… and {self._more_notes} more"] if self._more_notes else []
-        return self._notes + more
 
     def refuse_existing(self, name: str) -> None:
         """RestoreTargetError when `name`, or for "" anything, is in the target already."""
@@ -177,28 +177,13 @@ class TreeWriter:
         with self._in_parent(path) as (parent, name):
             os.unlink(name, dir_fd=parent)
 
-    def note(self, text: str, once: bool = False) -> None:
-        """Say something that is not as it was in the guest."""
-        if once:
-            if text in self._seen_notes:
-                return
-            self._seen_notes.add(text)
-        if len(self._notes) < _MAX_NOTES:
-            self._notes.append(text)
-        else:
-            self._more_notes += 1
-
-    def lose(self, text: str) -> None:
-        """Say that an entry is missing, or its content."""
-        self.missing += 1
-        self.note(text)
-
-    def settle(self, overwrite: bool) -> None:
+    def settle(self, overwrite: bool, keep_both: bool = False) -> None:
         """Put what was added in its place, by renames alone.
 
         Without `overwrite` each name must be free. With it directories are
         merged and files replaced one by one, each whole, old or new; a file
-        never replaces a directory, nor the reverse. A directory is only ours
+        never replaces a directory, nor the reverse. With `keep_both` directories
+        are merged, and what finds its name taken gets another. A directory is only ours
         to enter until it is in its place and then gets its owner and mode.
         """
         self.finish_file()
@@ -206,8 +191,8 @@ class TreeWriter:
         entries = dict(self._directories)
         with self._failing():
             merged = {""}
-            if overwrite:
-                self._check(self._staging, self._top, "", merged)
+            if overwrite or keep_both:
+                self._check(self._staging, self._top, "", merged, keep_both)
             # Deepest first: work inside a directory changes its times.
             for path, entry in reversed(self._directories):
                 # To be moved to another parent a directory must be ours to write.
@@ -215,11 +200,17 @@ class TreeWriter:
                     with self._opened(self._staging, path) as directory:
                         self._attributes(directory, path, entry)
             sync_filesystem(self._staging)
-            self._move(self._staging, self._top, "", overwrite, entries)
+            self._move(self._staging, self._top, "", (overwrite, keep_both), entries)
 
     def _move(
-        self, source: int, target: int, path: str, overwrite: bool, entries: dict[str, Entry]
+        self,
+        source: int,
+        target: int,
+        path: str,
+        may: tuple[bool, bool],
+        entries: dict[str, Entry],
     ) -> None:
+        overwrite, keep_both = may
         for name in os.listdir(source):
             where = f"{path}/{name}" if path else name
             with ExitStack() as stack:
@@ -229,23 +220,37 @@ class TreeWriter:
                 try:
                     place_new(name, source, name, target)
                 except FileExistsError:
-                    if not overwrite:
+                    if not overwrite and not keep_both:
                         raise self._taken(where) from None
-                    if directory is None:
+                    if keep_both and (directory is None or not is_directory(name, target)):
+                        self._place_beside(name, source, target, where)
+                    elif directory is None:
                         os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
                     else:
                         theirs = stack.enter_context(self._opened(target, name))
-                        self._move(directory, theirs, where, overwrite, entries)
+                        self._move(directory, theirs, where, may, entries)
                         directory = theirs
                 if directory is not None:
                     self._attributes(directory, where, entries[where])
                     os.fsync(directory)
         os.fsync(target)
 
-    def _check(self, source: int, target: int, path: str, merged: set[str]) -> None:
+    def _place_beside(self, name: str, source: int, target: int, where: str) -> None:
+        """Move to the first free name after the one that is taken."""
+        stem = os.fsdecode(os.fsencode(name)[:_MAX_STEM_BYTES])
+        for number in count(1):
+            other = f"{stem}.restored{f'-{number}' if number > 1 else ''}"
+            with suppress(FileExistsError):
+                place_new(name, source, other, target)
+                self.note(f"{where}: there is one already, so it was restored as {other}")
+                return
+
+    def _check(
+        self, source: int, target: int, path: str, merged: set[str], keep_both: bool
+    ) -> None:
         """Refuse, before anything is moved, to put a file where a directory is or the reverse.
 
-        `merged` receives the directories that are there already.
+        Unless both are kept. `merged` receives the directories that are there already.
         """
         there = set(os.listdir(target))
         for name in os.listdir(source):
@@ -254,6 +259,8 @@ class TreeWriter:
             where = f"{path}/{name}" if path else name
             ours, theirs = is_directory(name, source), is_directory(name, target)
             if ours != theirs:
+                if keep_both:
+                    continue
                 raise RestoreTargetError(
                     f"{self._target / where} and what would replace it are not both directories or"
                     " both files; move it away and restore again."
@@ -261,7 +268,7 @@ class TreeWriter:
             if ours:
                 merged.add(where)
                 with self._opened(source, name) as a, self._opened(target, name) as b:
-                    self._check(a, b, where, merged)
+                    self._check(a, b, where, merged, keep_both)
 
     def _create(self, parent: int, name: str, path: str, entry: Entry) -> bool:
         match entry.kind:
@@ -377,6 +384,9 @@ class TreeWriter:
         except (OSError, OverflowError) as error:
             if isinstance(error, OSError):
                 self._raise_fatal(error)
+                if error.errno == errno.EOPNOTSUPP and what.startswith(_WINDOWS_ATTRIBUTE):
+                    self.note(_NOT_WINDOWS, True)
+                    return
             why = error.strerror if isinstance(error, OSError) else str(error)
             self.note(f"{path}: {what} ({why})")
 

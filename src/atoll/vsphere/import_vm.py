@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyVmomi import vim
+from pyVmomi import vim, vmodl
 
 from atoll.model.errors import AtollError, VCenterOperationError
 from atoll.model.hardware import HardDisk, VmHardware
 from atoll.vsphere.collector import read_all, read_objects
 from atoll.vsphere.folders import bound
 from atoll.vsphere.import_spec import ImportSpec, import_spec
+from atoll.vsphere.nfc_download import download
 from atoll.vsphere.nfc_lease import DeviceUrl, Lease, LeaseInfo
 from atoll.vsphere.nfc_upload import upload
 from atoll.vsphere.placeholders import MANAGER
@@ -22,14 +23,21 @@ from atoll.vsphere.places import Place, Places, WantedPlace
 from atoll.vsphere.session import Session
 from atoll.vsphere.tasks import await_task
 
+MARK = "atoll.restore"
+"""The setting of a VM that is being restored: that of a site's restore and no other's."""
+
 _READY_SECONDS = 600.0
 _TASK_SECONDS = 300.0
+_HALF_VM = "vCenter takes the half VM away when its lease has ended, in a few minutes"
 
 Told = Callable[[int], None]
 """Receives how many bytes of a disk are done."""
 
 Source = Callable[[HardDisk, Told], Iterator[bytes]]
 """Gives a disk as a stream-optimised VMDK."""
+
+Received = Callable[[HardDisk, Iterator[bytes]], None]
+"""Is given a disk as the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,14 @@ class ExistingVm:
     name: str
     powered_off: bool
     folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class VmIdentity:
+    """The UUIDs of a VM; empty for those that it has."""
+
+    bios_uuid: str = ""
+    instance_uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,24 +148,120 @@ class VmImports:
         self._verify(plan, info.vm, what)
         return info.vm
 
-    def replace(self, old: ExistingVm, new: str) -> None:
-        """Delete a VM with its files, and give its name and UUIDs to another."""
+    def read_back(self, plan: ImportPlan, moref: str, received: Received) -> None:
+        """Read the disks of a VM that was imported and is off, and give each to `received`.
 
-        def uuids(content: Any) -> tuple[Any, Any]:
+        What that raises ends it and passes; the VM stays as it is.
+        """
+        what = f"read VM {plan.name} back"
+        lease = Lease(
+            self._session,
+            self._session.call(
+                what,
+                lambda content: str(
+                    bound(content, vim.VirtualMachine, moref).ExportVm()._moId  # its lease
+                ),
+            ),
+            what,
+        )
+        try:
+            info = lease.wait_ready(_READY_SECONDS)
+            with lease.kept(info, lambda: 0) as check:
+                for disk, source in _targets(plan, info):
+                    parts = download(self._session, source, f"disk {disk.address}")
+                    received(disk, _checked(parts, check))
+            lease.complete()
+        except BaseException as error:
+            _abort(lease, error, "the VM cannot be changed until its export lease has ended")
+            raise
+
+    def find(self, instance_uuid: str) -> ExistingVm | None:
+        """The VM with an instance UUID; placeholders of Atoll's island have others."""
+        pages = self._session.page_objects
+        paths = ("name", "parent", "runtime.powerState", "config.instanceUuid")
+
+        def read(content: Any) -> ExistingVm | None:
+            for row in read_all(content, {vim.VirtualMachine: paths}, pages):
+                if row.get("config.instanceUuid") == instance_uuid:
+                    off = row.get("runtime.powerState") == "poweredOff"
+                    parent = row.get("parent")
+                    folder = str(parent._moId) if parent is not None else ""
+                    return ExistingVm(row.moref, str(row.get("name")), off, folder)
+            return None
+
+        return self._session.call("list its VMs", read)
+
+    def marked(self) -> Mapping[str, str]:
+        """Ids of the VMs that a restore has marked for its own, by that mark."""
+        pages = self._session.page_objects
+
+        def read(content: Any) -> dict[str, str]:
+            paths = {vim.VirtualMachine: ("config.extraConfig",)}
+            return {
+                str(option.value): row.moref
+                for row in read_all(content, paths, pages)
+                for option in row.get("config.extraConfig") or ()
+                if option.key == MARK and option.value
+            }
+
+        return self._session.call("list its VMs", read)
+
+    def identity(self, moref: str) -> VmIdentity:
+        """The UUIDs of a VM."""
+
+        def read(content: Any) -> VmIdentity:
             paths = ("config.uuid", "config.instanceUuid")
-            (row,) = read_objects(content, vim.VirtualMachine, [old.moref], paths, 1)
-            return row.get(paths[0]), row.get(paths[1])
+            (row,) = read_objects(content, vim.VirtualMachine, [moref], paths, 1)
+            return VmIdentity(*(str(row.get(path) or "") for path in paths))
 
-        what = f"delete VM {old.name}"
-        bios, instance = self._session.call(what, uuids)
+        return self._session.call("say what UUIDs a VM has", read)
+
+    def is_off(self, moref: str) -> bool:
+        """Whether a VM is powered off, and not suspended either."""
+
+        def read(content: Any) -> bool:
+            path = "runtime.powerState"
+            (row,) = read_objects(content, vim.VirtualMachine, [moref], (path,), 1)
+            return bool(row.get(path) == "poweredOff")
+
+        return self._session.call("say whether a VM is off", read)
+
+    def power_off(self, moref: str, name: str) -> None:
+        """Switch a VM off hard; off is success."""
+        if self.is_off(moref):
+            return
+        what = f"power off VM {name}"
         task = self._session.call(
-            what, lambda content: bound(content, vim.VirtualMachine, old.moref).Destroy_Task()
+            what, lambda content: bound(content, vim.VirtualMachine, moref).PowerOffVM_Task()
         )
         self._await(task, what)
-        spec = vim.vm.ConfigSpec(name=old.name, uuid=bios, instanceUuid=instance)
-        what = f"put the restored VM ({new}) in the place of {old.name}"
+
+    def delete(self, moref: str, name: str) -> None:
+        """Delete a VM that is off, with its files; absent is success."""
+        what = f"delete VM {name}"
+
+        def begin(content: Any) -> Any:
+            try:
+                return bound(content, vim.VirtualMachine, moref).Destroy_Task()
+            except vmodl.fault.ManagedObjectNotFound:
+                return None
+
+        task = self._session.call(what, begin)
+        if task is not None:
+            self._await(task, what)
+
+    def settle(self, moref: str, name: str, identity: VmIdentity) -> None:
+        """Let an imported VM be one like any other, of that name and with the UUIDs that are given."""
+        spec = vim.vm.ConfigSpec(
+            name=name, extraConfig=[vim.option.OptionValue(key=MARK, value="")]
+        )
+        if identity.bios_uuid:
+            spec.uuid = identity.bios_uuid
+        if identity.instance_uuid:
+            spec.instanceUuid = identity.instance_uuid
+        what = f"put the restored VM ({moref}) in its place as {name}"
         task = self._session.call(
-            what, lambda content: bound(content, vim.VirtualMachine, new).ReconfigVM_Task(spec)
+            what, lambda content: bound(content, vim.VirtualMachine, moref).ReconfigVM_Task(spec)
         )
         self._await(task, what)
 
@@ -254,15 +366,12 @@ def _explain(lease: Lease, error: AtollError) -> None:
         error.add_note(f"vCenter says: {said.rstrip('.')}.")
 
 
-def _abort(lease: Lease, error: BaseException) -> None:
+def _abort(lease: Lease, error: BaseException, else_: str = _HALF_VM) -> None:
     try:
         lease.abort(str(error) or type(error).__name__)
     except AtollError as failed:
         if not _ended_by(lease):  # else its VM is gone already
-            error.add_note(
-                f"The import could not be aborted ({str(failed).rstrip('.')}); vCenter takes the half "
-                "VM away when its lease has ended, in a few minutes."
-            )
+            error.add_note(f"The lease could not be aborted ({str(failed).rstrip('.')}); {else_}.")
 
 
 def _ended_by(lease: Lease) -> str:

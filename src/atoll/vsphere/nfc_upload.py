@@ -1,28 +1,23 @@
 """Sending a disk to where a lease says, as a stream whose length nobody knows beforehand.
 
 A disk is sent by POST (PUT is for files that are no disks) as stream-optimised VMDK, chunked, as
-VMware's own samples for OVF imports do. `*` or `-` in place of a host is vCenter itself.
+VMware's own samples for OVF imports do.
 """
 
 import http.client
 import ssl
 from collections.abc import Iterable
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 from atoll.model.errors import (
     AuthenticationError,
-    VCenterOperationError,
     VCenterUnreachableError,
 )
+from atoll.vsphere.nfc_connection import connection_to, path_of, require_done
 from atoll.vsphere.nfc_lease import DeviceUrl
 from atoll.vsphere.session import Session
-from atoll.vsphere.tls import pinned_context
 
 _TYPE = "application/x-vnd.vmware-streamVmdk"
-_DONE = (http.client.OK, http.client.CREATED, http.client.ACCEPTED, http.client.NO_CONTENT)
-_SELF = ("*", "-")
-_MAX_ANSWER_BYTES = 2000
 
 
 def upload(session: Session, target: DeviceUrl, parts: Iterable[bytes], what: str) -> None:
@@ -31,19 +26,17 @@ def upload(session: Session, target: DeviceUrl, parts: Iterable[bytes], what: st
     VCenterUnreachableError when the connection breaks, VCenterOperationError when the disk is
     refused, AuthenticationError for a wrong certificate. What `parts` raises passes.
     """
-    connection, where = _connection(session, target)
-    path = urlsplit(target.url)
+    connection, where = connection_to(session, target)
     headers = {"Content-Type": _TYPE, "Transfer-Encoding": "chunked"}
-    wanted = path.path + (f"?{path.query}" if path.query else "")
     try:
         try:
-            connection.request("POST", wanted, _Sent(parts), headers, encode_chunked=True)
+            connection.request("POST", path_of(target), _Sent(parts), headers, encode_chunked=True)
         except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             # Whoever refuses a disk may say so and hang up before the end.
             with suppress(OSError, http.client.HTTPException):
-                _require_done(connection.getresponse(), where, what)
+                require_done(connection.getresponse(), where, what)
             raise
-        _require_done(connection.getresponse(), where, what)
+        require_done(connection.getresponse(), where, what)
     except ssl.SSLCertVerificationError as error:
         reason = getattr(error, "verify_message", "") or error.args[-1]
         raise AuthenticationError(
@@ -83,33 +76,3 @@ class _Sent:
             return next(self._parts)
         except OSError as error:
             raise _SourceFailedError(error) from error
-
-
-def _connection(session: Session, target: DeviceUrl) -> tuple[http.client.HTTPSConnection, str]:
-    settings = session.settings
-    url = urlsplit(target.url)
-    if url.scheme != "https" or not url.hostname:
-        raise VCenterOperationError(
-            f"vCenter says that a disk is to be sent to {target.url}, which is no https address."
-        )
-    host, port = url.hostname, url.port or http.client.HTTPS_PORT
-    context = session.tls
-    if host in _SELF:
-        host, port = settings.host, settings.port
-    elif target.thumbprint and (host, port) != (settings.host, settings.port):
-        # Hosts have certificates of their own; vCenter, which was verified, says which.
-        context = pinned_context(target.thumbprint)
-    connection = http.client.HTTPSConnection(
-        host, port, timeout=settings.answer_seconds, context=context
-    )
-    return connection, f"{host}:{port}"
-
-
-def _require_done(response: http.client.HTTPResponse, where: str, what: str) -> None:
-    said = response.read(_MAX_ANSWER_BYTES).decode("utf-8", "replace")
-    if response.status not in _DONE:
-        reason = " ".join(said.split()) if said.isprintable() and "<" not in said else ""
-        raise VCenterOperationError(
-            f"{where} refused {what}: {response.status} {response.reason}"
-            f"{f', {reason}' if reason else ''}."
-        )

@@ -13,6 +13,7 @@ import pytest
 from atoll.blocks.readers import FileReader
 from atoll.model.errors import AtollError, RestoreTargetError, StorageUnreachableError
 from atoll.model.extents import Extent
+from atoll.recovery import qcow2
 from atoll.recovery.disks import restore_disk
 
 SIZE = 150 << 20
@@ -40,14 +41,25 @@ def qemu_img(*arguments: object) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("form", "name"), [("raw", "disk.img"), ("vmdk", "db 1.vmdk")])
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ("raw", "disk.img"),
+        ("vmdk", "db 1.vmdk"),
+        ("vmdk-stream", "stream.vmdk"),
+        ("qcow2", "disk.qcow2"),
+    ],
+)
 def test_qemu_sees_the_same_disk(source: Path, tmp_path: Path, form, name: str) -> None:
     target = tmp_path / name
     told: list[int] = []
     restore_disk(FileReader(source), target, form, told.append)
-    qemu_img("compare", "-f", "raw", "-F", form, source, target)
-    info = json.loads(qemu_img("info", "--output=json", "-f", form, target))
+    kind = form.partition("-")[0]
+    qemu_img("compare", "-f", "raw", "-F", kind, source, target)
+    info = json.loads(qemu_img("info", "--output=json", "-f", kind, target))
     assert info["virtual-size"] == SIZE
+    if form in ("vmdk-stream", "qcow2"):
+        qemu_img("check", "-f", kind, target)
     if form == "vmdk":
         assert info["format-specific"]["data"]["create-type"] == "vmfs"
         assert sorted(os.listdir(tmp_path)) == ["db 1-flat.vmdk", "db 1.vmdk"]
@@ -149,6 +161,50 @@ def test_odd_sizes_and_odd_holes(tmp_path: Path) -> None:
     restore_disk(Memory(b""), tmp_path / "empty.img")
     assert (tmp_path / "empty.img").read_bytes() == b""
     assert sorted(os.listdir(tmp_path)) == ["empty.img", "odd.img"]
+
+
+@pytest.mark.parametrize("size", [512, 65536, (64 << 10) + 512, (3 << 30) + 512, 2200 << 30])
+def test_qcow2_of_any_size(tmp_path: Path, size: int) -> None:
+    """Many tables and reference counts; QEMU finds no cluster unaccounted for."""
+    source, target = tmp_path / "source", tmp_path / "disk.qcow2"
+    with source.open("wb") as file:
+        file.truncate(size)
+        for offset in {0, size // 2 // 512 * 512, size - 512}:
+            file.seek(offset)
+            file.write(random.Random(offset).randbytes(512))
+    restore_disk(FileReader(source), target, "qcow2")
+    told = json.loads(qemu_img("check", "--output=json", "-f", "qcow2", target))
+    assert not {"corruptions", "leaks", "check-errors"} & {key for key in told if told[key]}
+    assert json.loads(qemu_img("info", "--output=json", target))["virtual-size"] == size
+    qemu_img("compare", "-f", "raw", "-F", "qcow2", source, target)
+
+
+@pytest.mark.soak
+def test_qcow2_counts_clusters_over_several_blocks(tmp_path: Path, monkeypatch) -> None:
+    """An image of more than 2 GiB has several clusters of reference counts."""
+    source, target = tmp_path / "source", tmp_path / "disk.qcow2"
+    size = (2 << 30) + (192 << 20)
+    with source.open("wb") as file:
+        file.truncate(size)
+
+    class Full(FileReader):
+        """A byte in each cluster, and nothing that has to be on disk."""
+
+        def read(self, offset: int, length: int) -> bytes:
+            return (b"x" + bytes(qcow2.CLUSTER_BYTES - 1)) * (length // qcow2.CLUSTER_BYTES)
+
+        def holes(self) -> Iterator[Extent]:
+            return iter(())
+
+    def sparse(descriptor: int, content: bytes, offset: int) -> None:
+        os.ftruncate(descriptor, max(os.fstat(descriptor).st_size, offset + len(content)))
+        os.pwrite(descriptor, content.rstrip(b"\0"), offset)
+
+    monkeypatch.setattr(qcow2, "pwrite", sparse)
+    restore_disk(Full(source), target, "qcow2")
+    told = json.loads(qemu_img("check", "--output=json", "-f", "qcow2", target))
+    assert not {"corruptions", "leaks", "check-errors"} & {key for key in told if told[key]}
+    assert told["allocated-clusters"] == size // qcow2.CLUSTER_BYTES
 
 
 def test_a_vmdk_needs_a_name_of_its_kind(source: Path, tmp_path: Path) -> None:

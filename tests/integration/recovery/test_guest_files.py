@@ -14,7 +14,8 @@ from atoll.blocks.readers import FileReader
 from atoll.filesystems.interface import EntryKind
 from atoll.guestfiles.browser import FileBrowser
 from atoll.model.errors import NotFoundInPointError, RestoreTargetError, UnsupportedFormatError
-from atoll.recovery.files import restore_files
+from atoll.recovery.archives import TarWriter, ZipWriter
+from atoll.recovery.files import archive_files, restore_files
 
 pytestmark = pytest.mark.needs_root
 
@@ -26,7 +27,7 @@ UUID={VAR_UUID} /var/lib/postgresql ext4 noatime 0 2
 /dev/sda3 none swap sw 0 0
 UUID=11111111-2222-3333-4444-555555555555 /srv/elsewhere ext4 nofail 0 2
 tmpfs /tmp tmpfs nosuid 0 0
-/dev/sda4 /data/with\\040space xfs defaults 0 0
+/dev/sda4 /data/with\\040space refs defaults 0 0
 """
 
 
@@ -129,8 +130,8 @@ def vm(tmp_path_factory: pytest.TempPathFactory) -> Vm:
     with system.open("r+b") as file:
         file.seek(329728 * 512 + 4086)
         file.write(b"SWAPSPACE2")
-        file.seek(362496 * 512)
-        file.write(b"XFSB")
+        file.seek(362496 * 512 + 3)
+        file.write(b"ReFS\0\0\0\0")
     return Vm([system, data], root, var, database)
 
 
@@ -226,7 +227,7 @@ def test_what_is_not_there_is_said(browser: FileBrowser, path: str, message: str
 
 
 def test_volumes_of_other_kinds_are_refused_by_name(browser: FileBrowser) -> None:
-    with pytest.raises(UnsupportedFormatError, match="XFS"):
+    with pytest.raises(UnsupportedFormatError, match="ReFS"):
         list(browser.list("/data/with space"))
     with pytest.raises(UnsupportedFormatError, match="swap"):
         list(browser.list("disk1:part3:/"))
@@ -260,7 +261,7 @@ def test_the_whole_guest_comes_back_over_all_mounts(
     assert "usr/bin/su: set-user-ID left off" in notes
     assert report.missing == 1, "the volume that cannot be read, and not what no disk holds"
     assert "/data/with space: not restored." in notes
-    assert "XFS" in notes
+    assert "ReFS" in notes
     assert "/srv/elsewhere" in notes
 
 
@@ -283,6 +284,82 @@ def test_one_file_and_one_symlink(browser: FileBrowser, vm: Vm, tmp_path: Path) 
     with pytest.raises(UnsupportedFormatError, match="device node"):
         restore_files(browser, "/home/disk", tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["PG_VERSION", "escape", "shadow"]
+
+
+def test_tar_holds_what_a_directory_does(browser: FileBrowser, vm: Vm, tmp_path: Path) -> None:
+    """GNU tar, reading from a pipe, makes the tree that the image was made from."""
+    unpack = ["tar", "--xattrs", "--xattrs-include=*", "-xpf", "-", "-C", tmp_path]
+    with subprocess.Popen(unpack, stdin=subprocess.PIPE) as tar:
+        assert tar.stdin is not None
+        report = archive_files(browser, "/home", TarWriter(tar.stdin))
+        tar.stdin.close()
+    assert tar.returncode == 0
+    for top in (tmp_path, vm.root):  # tar unpacks no times of access
+        for path in (top / "home").rglob("*"):
+            if not path.is_dir():
+                times = (0, path.lstat().st_mtime_ns)
+                os.utime(path, ns=times, follow_symlinks=False)
+    assert_same(tmp_path / "home", vm.root / "home", without=(b"disk", b"sock"))
+    links = {os.stat(tmp_path / "home" / p).st_ino for p in ("plain", "again", "sub/third")}
+    assert len(links) == 1
+    assert sorted(report.not_kept) == [
+        "home/disk: a device node is not restored into an archive",
+        "home/sock: a socket is not restored into an archive",
+    ]
+    assert (report.files, report.missing) == (5, 0)
+
+
+def test_the_whole_guest_as_tar(browser: FileBrowser, vm: Vm, tmp_path: Path) -> None:
+    with (tmp_path / "all.tar").open("wb") as file:
+        report = archive_files(browser, "/", TarWriter(file))
+    out = tmp_path / "out"
+    out.mkdir()
+    subprocess.run(["tar", "-xpf", tmp_path / "all.tar", "-C", out], check=True)
+    assert_same(out / "var/lib/postgresql", vm.database)
+    assert stat.S_IMODE((out / "usr/bin/su").stat().st_mode) == 0o755
+    assert report.missing == 1
+    assert "usr/bin/su: set-user-ID" in "\n".join(report.not_kept)
+
+
+def test_zip_says_what_it_cannot_hold(browser: FileBrowser, vm: Vm, tmp_path: Path) -> None:
+    target = tmp_path / "home.zip"
+    with target.open("wb") as file:
+        report = archive_files(browser, "/home", ZipWriter(file))
+    subprocess.run(["unzip", "-q", target, "-d", tmp_path], check=True)
+    home = tmp_path / "home"
+    assert {path.relative_to(home).as_posix() for path in home.rglob("*")} == {
+        "plain",
+        "again",
+        "sub",
+        "sub/third",
+        "empty",
+        "bad%FF%FEname%0A",
+        "sparse",
+    }
+    for name in ("plain", "again", "sub/third"):
+        assert (home / name).read_bytes() == b"plain"
+    assert (home / "sparse").read_bytes() == (vm.root / "home/sparse").read_bytes()
+    assert stat.S_IMODE((home / "plain").stat().st_mode) == 0o660
+    assert (report.files, report.missing) == (5, 0)
+    notes = "\n".join(report.not_kept)
+    for said in ("owners", "ACLs", "hard links", "named pipe", "socket", "written as"):
+        assert said in notes
+
+
+def test_both_are_kept_when_that_is_asked_for(browser: FileBrowser, tmp_path: Path) -> None:
+    (tmp_path / "etc/shadow").mkdir(parents=True)
+    (tmp_path / "etc/fstab").write_text("mine")
+    (tmp_path / "etc/fstab.restored").write_text("of last week")
+    report = restore_files(browser, "/etc", tmp_path, keep_both=True)
+    assert (tmp_path / "etc/fstab").read_text() == "mine"
+    assert (tmp_path / "etc/fstab.restored").read_text() == "of last week"
+    assert (tmp_path / "etc/fstab.restored-2").read_text() == FSTAB
+    assert (tmp_path / "etc/shadow.restored").read_bytes() == b"root:*\n"
+    assert (tmp_path / "etc/escape").is_symlink()
+    assert sorted(report.not_kept) == [
+        "etc/fstab: there is one already, so it was restored as fstab.restored-2",
+        "etc/shadow: there is one already, so it was restored as shadow.restored",
+    ]
 
 
 def test_what_exists_is_refused_and_stays(browser: FileBrowser, tmp_path: Path) -> None:

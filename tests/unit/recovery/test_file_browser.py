@@ -33,6 +33,7 @@ class FakeSession:
 
     live = 0
     most = 0
+    journal = "clean"
 
     def __init__(self, records: list[Entry | Data | Fault], fstab: bytes | None) -> None:
         self._records = records
@@ -94,7 +95,7 @@ def guest(monkeypatch: pytest.MonkeyPatch) -> Guest:
                 Partition(number, 0, 1, "linux", ""),
                 "",
                 number,
-                Content("ext4" if number < 100 else "xfs", "", f"u{number}"),
+                Content("ext4" if number < 100 else "zfs", "", f"u{number}"),
             )
             for number in volumes
         ]
@@ -167,7 +168,7 @@ def test_what_is_missing_is_counted(guest: Guest, tmp_path: Path) -> None:
             Fault("/var/below", "hidden by a mount"),
             Fault("/var", "hidden by a mount"),
         ],
-        FSTAB + b"UUID=u100 /xfs xfs x\nUUID=gone /gone ext4 x\n",  # 6: the volume of XFS
+        FSTAB + b"UUID=u100 /zfs zfs x\nUUID=gone /gone ext4 x\n",  # 6: the volume of ZFS
     )
     guest[2] = ([directory("/"), entry("/log"), Data(0, b"logs")], None)
     guest[100] = ([], None)

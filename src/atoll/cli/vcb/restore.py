@@ -22,12 +22,12 @@ from atoll.model.hardware import Controller, HardDisk, VmHardware
 from atoll.recovery.exported_vmdk import ExportedDisk, open_exported
 from atoll.recovery.stream_vmdk import stream_vmdk
 from atoll.recovery.vmx import Vmx, parse_vmx
+from atoll.service.importing import Sending, Wanted, import_vm, tidy_restores
 from atoll.service.site import Site
 from atoll.vsphere.import_vm import ExistingVm, ImportPlan, VmImports
 from atoll.vsphere.places import WantedPlace
 
 _MAX_TEXT_BYTES = 1 << 20
-_RESTORING = ".restoring"
 _DEFAULT_CONTROLLERS = {"scsi": "lsilogic", "sata": "ahci", "nvme": "nvme", "ide": "ide"}
 
 
@@ -65,17 +65,14 @@ def restore(site: Site, options: RestoreOptions, console: Console) -> None:
         )
         plan = imports.plan(hardware, wanted)
         existing = _existing(imports, export, plan, options)
-        if existing is not None:
-            # It stays as it is until the new one is whole.
-            plan = imports.plan(replace(hardware, name=hardware.name + _RESTORING), wanted)
-            if existing.folder and not wanted.folder:
-                plan = replace(plan, place=replace(plan.place, folder=existing.folder))
-        for line in plan.told:
+        for line in (*tidy_restores(site), *plan.told):
             console.log(line, WARNING)
-        moref = _import(imports, plan, export, console)
         if existing is not None:
-            console.log(f"Deleting {existing.name} ({existing.moref}), which is restored over.")
-            imports.replace(existing, moref)
+            console.log(
+                f"{existing.name} ({existing.moref}) is restored over; it is deleted when all disks "
+                "are in."
+            )
+        moref = import_vm(site, Wanted(hardware, wanted, existing), _sending(export, console))
         console.say(f"Restored {hardware.name} as moref:{moref}")
 
 
@@ -185,7 +182,7 @@ def _existing(
     return found
 
 
-def _import(imports: VmImports, plan: ImportPlan, export: _Export, console: Console) -> str:
+def _sending(export: _Export, console: Console) -> Sending:
     bars: list[Progress] = []
 
     def source(disk: HardDisk, told: Callable[[int], None]) -> Iterator[bytes]:
@@ -198,7 +195,7 @@ def _import(imports: VmImports, plan: ImportPlan, export: _Export, console: Cons
         bars.append(console.progress(f'Restoring "{file}" ({disk.address})', disk.size_bytes))
         return bars[-1]
 
-    return imports.run(plan, source, progress)
+    return Sending(source, progress)
 
 
 def _text(path: Path) -> str:
