@@ -1,7 +1,7 @@
 # `make demo` shows Atoll at work; `make test` proves it. Both make the machine ready first.
 PY := .venv/bin/python
 
-.PHONY: help setup setup-tests test unit lint demo soak bench bench-main bench-hold bench-storage bench-island bench-repo bench-san bench-ceph bench-cinder_rbd agent lock clean
+.PHONY: help setup setup-tests test unit lint demo soak bench bench-main bench-hold bench-storage bench-island bench-repo bench-recovery bench-san bench-ceph bench-cinder_rbd agent lock clean
 help:            ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | column -t -s "$$(printf '\t')"
 
@@ -46,6 +46,9 @@ bench-island: setup-tests ## figures of a run mounted, exported and shown on the
 
 bench-repo: setup-tests ## figures of the repository beside restic, Borg and cp
 	$(PY) -m bench.repo
+
+bench-recovery: setup-tests ## figures of file catalogues and searches
+	$(PY) -m bench.recovery
 
 bench-san bench-ceph bench-cinder_rbd: bench-%: setup-tests ## figures of another engine, on a system made for it
 	$(PY) -m bench.$*

@@ -92,7 +92,7 @@ def _pieces(vm: int, numbers: bytes) -> Iterator[bytes]:
         yield made.to_bytes()
         yield numbers
     volume = CatalogueVolume(
-        "disk1:part1", "ext4", "", "", "clean", ("/",), FILES_PER_VM, "", 0, ()
+        "disk1:part1", "ext4", "", "", "clean", ("/",), ("",), FILES_PER_VM, "", 0, ()
     )
     yield from pack_contents(Contents((volume,), tuple(pages)))
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from atoll.guests.authority import Authority
@@ -27,6 +27,7 @@ from atoll_lab.places import Places
 from atoll_lab.pool import create_loop_pool, image
 from atoll_lab.running import LabRecord, read_record, write_record
 from atoll_lab.vcenter.control import Control, ControlError, NewDisk
+from atoll_lab.vcenter.vmfs_header import read_volume
 from atoll_lab.vmfs import Volume, format_volume
 
 Say = Callable[[str], None]
@@ -126,6 +127,9 @@ state_directory = "state"
 lease_seconds = 40
 budget_seconds = 20
 
+[recovery]
+durability = "cache"
+
 [island]
 host = "{island}"
 home = "{island.partition(".")[0]}-local"
@@ -179,7 +183,8 @@ def _fill_volumes(where: Places, record: LabRecord, engine: ManagedEngine) -> No
                     f"/{vmdk_path(vm, number)}", source.size_bytes, source.path, "thick"
                 )
         with Volume(images[vm.disks[0].datastore]) as volume:
-            volume.write_file(f"/{vm.name}/{vm.name}.vmx", _vmx(where, vm).encode())
+            vmx = _vmx(where, vm, images)
+            volume.write_file(f"/{vm.name}/{vm.name}.vmx", vmx.encode())
 
 
 def vmdk_path(vm: blueprint.VmPlan, number: int) -> str:
@@ -188,7 +193,9 @@ def vmdk_path(vm: blueprint.VmPlan, number: int) -> str:
     return f"{vm.name}/{vm.name}{suffix}.vmdk"
 
 
-def _vmx(where: Places, vm: blueprint.VmPlan) -> str:
+def _vmx(where: Places, vm: blueprint.VmPlan, images: Mapping[str, Path]) -> str:
+    """As ESX writes it: disks beside it by their name, those elsewhere by their volume's UUID."""
+    identity = uuid.UUID(instance_uuid(where.name, vm.name))
     lines = [
         '.encoding = "UTF-8"',
         'config.version = "8"',
@@ -196,15 +203,38 @@ def _vmx(where: Places, vm: blueprint.VmPlan) -> str:
         f'displayName = "{vm.name}"',
         f'vc.uuid = "{instance_uuid(where.name, vm.name)}"',
         'guestOS = "debian12-64"',
+        f'uuid.bios = "{identity.bytes[:8].hex(" ")}-{identity.bytes[8:].hex(" ")}"',
         f'memSize = "{vm.memory_mib}"',
         'numvcpus = "2"',
         'scsi0.present = "TRUE"',
         'scsi0.virtualDev = "pvscsi"',
+        'ethernet0.present = "TRUE"',
+        'ethernet0.virtualDev = "vmxnet3"',
+        'ethernet0.networkName = "VM Network"',
+        'ethernet0.addressType = "vpx"',
+        f'ethernet0.generatedAddress = "00:50:56:9a:00:{identity.bytes[-1]:02x}"',
     ]
-    for number, _disk in enumerate(vm.disks):
+    for number, disk in enumerate(vm.disks):
         name = vmdk_path(vm, number).rsplit("/", 1)[-1]
+        if disk.datastore != vm.disks[0].datastore:
+            volume = _volume_uuid(images[disk.datastore])
+            name = f"/vmfs/volumes/{volume}/{vmdk_path(vm, number)}"
         lines += [f'scsi0:{number}.present = "TRUE"', f'scsi0:{number}.fileName = "{name}"']
     return "\n".join(lines) + "\n"
+
+
+def _volume_uuid(image_file: Path) -> str:
+    """What names a volume below /vmfs/volumes."""
+    with image_file.open("rb") as file:
+
+        def read(offset: int, length: int) -> bytes:
+            file.seek(offset)
+            return file.read(length)
+
+        found = read_volume(read)
+    if found is None:
+        raise LabError(f"{image_file} holds no VMFS volume.")
+    return found.uuid
 
 
 def _vcenter(where: Places, engine: ManagedEngine) -> Control:

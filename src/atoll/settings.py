@@ -5,6 +5,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -13,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    IPvAnyAddress,
     PrivateAttr,
     ValidationError,
     field_validator,
@@ -261,6 +263,8 @@ class DirectorSection(_Section):
     # The agent thaws what VMware Tools did not by itself after 300 s, and must not be in the middle.
     vmware_seconds: float = Field(default=120.0, ge=1, le=240)
     order: tuple[OrderSection, ...] = ()
+    # A run that was cut off while it copied is kept for so long: its snapshots take room.
+    resume_hours: float = Field(default=48.0, ge=0, le=24 * 365)
 
     @model_validator(mode="after")
     def _lease_outlasts_budget(self) -> Self:
@@ -268,6 +272,12 @@ class DirectorSection(_Section):
         if shortfall := lease_shortfall(self.lease_seconds, self.budget_seconds):
             raise ValueError(shortfall)
         return self
+
+
+class BackupSection(_Section):
+    """What restore points are made of beside disks: `catalogue`, what files there are."""
+
+    catalogue: bool = True
 
 
 class IslandSection(_Section):
@@ -279,6 +289,19 @@ class IslandSection(_Section):
     host: str
     home: str
     folder: str = "Atoll"
+
+
+class RecoverySection(_Section):
+    """Where recoveries from the repository keep what their VMs write, and where hosts reach them.
+
+    `durability` says when a write counts as written: on the `disk`, or in this machine's `cache`
+    until the guest flushes.
+    """
+
+    directory: Path | None = None
+    addresses: tuple[IPvAnyAddress, ...] = Field(default=(ip_address("127.0.0.1"),), min_length=1)
+    ports: tuple[int, int] = (22260, 23259)
+    durability: Literal["disk", "cache"] = "disk"
 
 
 class LimitsSection(_Section):
@@ -307,7 +330,9 @@ class Settings(_Section):
     retention: RetentionSection = RetentionSection()
     agents: AgentsSection | None = None
     director: DirectorSection = DirectorSection()
+    backup: BackupSection = BackupSection()
     island: IslandSection | None = None
+    recovery: RecoverySection = RecoverySection()
     limits: LimitsSection = LimitsSection()
 
     @model_validator(mode="after")

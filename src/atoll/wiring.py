@@ -35,7 +35,7 @@ from atoll.service.identity import site_identity
 from atoll.service.journal import Journal
 from atoll.service.keys import check_passphrase
 from atoll.service.pins import Pins
-from atoll.service.site import IslandPlace, Site
+from atoll.service.site import IslandPlace, RecoveryPlace, Site
 from atoll.service.slots import Slots
 from atoll.settings import (
     LimitsSection,
@@ -110,8 +110,16 @@ def open_site(
             ways=tuple(Way(way) for way in settings.director.ways),
             orders=tuple(order.vms for order in settings.director.order),
         ),
+        resume_seconds=settings.director.resume_hours * 3600,
         island=_island(settings),
         work_directory=settings.director.state_directory / "work",
+        catalogue=settings.backup.catalogue,
+        recovery=RecoveryPlace(
+            settings.recovery.directory,
+            tuple(map(str, settings.recovery.addresses)),
+            settings.recovery.ports,
+            settings.recovery.durability,
+        ),
         close=opened.close,
         copy=copy,
     )

@@ -23,6 +23,8 @@ from atoll.filesystems.tables import (
 )
 
 ROOT = 2
+Mounts = tuple[str, ...] | dict[str, str]
+"""Where a volume is mounted; and, where not all of it is, what of it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def tables(tree: Tree, seed: int = 0) -> list[InodeTable | NameTable]:
     return found
 
 
-def pieces(*volumes: tuple[Sorted, tuple[str, ...]]) -> list[bytes]:
+def pieces(*volumes: tuple[Sorted, Mounts]) -> list[bytes]:
     """The pieces of a catalogue of volumes with their mount points."""
     found, pages, described = [], [], []
     for number, (entries, mounts) in enumerate(volumes):
@@ -85,14 +87,15 @@ def pieces(*volumes: tuple[Sorted, tuple[str, ...]]) -> list[bytes]:
             found += [names, stats]
         described.append(
             CatalogueVolume(
-                *(f"disk1:part{number + 1}", "ext4", "", "", "clean", mounts),
+                *(f"disk1:part{number + 1}", "ext4", "", "", "clean", tuple(mounts)),
+                tuple(mounts.values()) if isinstance(mounts, dict) else ("",) * len(mounts),
                 *(len(entries.stats), "", 0, ()),
             )
         )
     return [*found, *pack_contents(Contents(tuple(described), tuple(pages)))]
 
 
-def catalogue(*trees: tuple[Tree, tuple[str, ...]], seed: int = 0) -> Catalogue:
+def catalogue(*trees: tuple[Tree, Mounts], seed: int = 0) -> Catalogue:
     """The catalogue of trees, each with the points where it is mounted."""
     made = MemoryPieces(
         pieces(*((sort_tables(tables(tree, seed), ROOT), mounts) for tree, mounts in trees))

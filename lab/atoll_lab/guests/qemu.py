@@ -51,7 +51,8 @@ class GuestSpec:
 
     `config_drive` is a tar the guest unpacks over its root at boot, `scratch` a
     disk of nobody's concern, `agent_port` a loopback port of this machine that
-    leads to the guest's `guest_agent_port`.
+    leads to the guest's `guest_agent_port`. Without one it has a network that leads out if
+    `connected`, else none.
     """
 
     name: str
@@ -62,6 +63,7 @@ class GuestSpec:
     agent_port: int | None = None
     guest_agent_port: int = 8443
     cpus: int = 2
+    connected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,20 +217,21 @@ def command_line(spec: GuestSpec, run_dir: Path) -> list[str]:
         command += _drive("config", FileDisk(spec.config_drive), CONFIG_SERIAL, "", read_only=True)
     if spec.scratch is not None:
         command += _drive("scratch", FileDisk(spec.scratch), SCRATCH_SERIAL, "")
-    if spec.agent_port is None:
+    network = "user,id=net0"
+    if spec.agent_port is not None:
+        network += f",hostfwd=tcp:127.0.0.1:{spec.agent_port}-10.0.2.15:{spec.guest_agent_port}"
+    elif not spec.connected:
         return [*command, "-nic", "none"]
-    forward = f"hostfwd=tcp:127.0.0.1:{spec.agent_port}-10.0.2.15:{spec.guest_agent_port}"
     return [
         *command,
-        *("-netdev", f"user,id=net0,{forward}"),
+        *("-netdev", network),
         # No option ROM: a guest never boots from the network, and loading it takes time.
         *("-device", f"virtio-net-pci,netdev=net0,mac={MAC},romfile="),
     ]
 
 
-def _drive(
-    name: str, disk: DiskAttachment, serial: str, boot: str, read_only: bool = False
-) -> list[str]:
+def block_node(disk: DiskAttachment, *, read_only: bool = False) -> dict[str, object]:
+    """A disk as QEMU's block layer is told of it."""
     # A volatile write cache as far as the guest knows: its flushes go through to the target, and
     # what it did not flush may be lost, as on real hardware. Nothing is kept in this machine's
     # page cache, so that a storage snapshot holds all the guest was told is written.
@@ -248,12 +251,13 @@ def _drive(
                 "initiator-name": disk.initiator,
                 "cache": cache,
             }
-    node = block | {
-        "node-name": name,
-        "read-only": read_only,
-        "cache": cache,
-        "file": file | {"read-only": read_only},
-    }
+    return block | {"cache": cache, "file": file | {"read-only": read_only}}
+
+
+def _drive(
+    name: str, disk: DiskAttachment, serial: str, boot: str, read_only: bool = False
+) -> list[str]:
+    node = block_node(disk, read_only=read_only) | {"node-name": name, "read-only": read_only}
     return [
         *("-blockdev", json.dumps(node)),
         *("-device", f"virtio-blk-pci,drive={name},serial={serial},write-cache=on{boot}"),

@@ -19,6 +19,7 @@ from typing import Any
 
 from atoll_lab.guests import qemu
 from atoll_lab.guests.errors import LabGuestError, RefusedError
+from atoll_lab.guests.powered import PoweredGuests
 from atoll_lab.guests.qmp import GuestAgent, Machine
 
 _DISK = re.compile(r"disk\d+\Z")
@@ -29,7 +30,7 @@ _MERGE_SECONDS = 600.0
 _POLL_SECONDS = 0.05
 
 
-class QemuGuests:
+class QemuGuests(PoweredGuests):
     """The guests whose run directories lie in `directory`, each named like its VM.
 
     Implements `atoll_lab.vcenter.guest_hook.GuestHook`. `quiesce_seconds` is
@@ -38,7 +39,7 @@ class QemuGuests:
     """
 
     def __init__(self, directory: Path, quiesce_seconds: float = 240.0) -> None:
-        self._directory = directory
+        super().__init__(directory)
         self._quiesce_seconds = quiesce_seconds
         self.thaws = True
 

@@ -14,8 +14,8 @@ from atoll_lab.vcenter.control import SOCKET, reachable
 from atoll_lab.vcenter.faults import FaultRule
 from atoll_lab.vcenter.objects.base import Call
 from atoll_lab.vcenter.sessions import Session
-from atoll_lab.vcenter.site import Site, new_uuid
-from atoll_lab.vcenter.state import DiskState, HostState, VmState
+from atoll_lab.vcenter.site import Site
+from atoll_lab.vcenter.state import DiskState, HostState, VmState, new_uuid
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05

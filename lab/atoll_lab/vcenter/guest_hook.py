@@ -1,7 +1,25 @@
 """What the simulator asks of the guests behind its VMs, whoever runs them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
+
+from atoll_lab.vcenter.vmfs_files import LunRange
+
+GuestDisk = LunRange | Path
+"""A disk of a guest: a range of a LUN, or a file with its bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestPlan:
+    """What a guest is started with; its network leads out only when `connected`."""
+
+    vm: str
+    memory_bytes: int
+    cpus: int
+    disks: Sequence[GuestDisk]
+    connected: bool
 
 
 class GuestHook(Protocol):
@@ -25,6 +43,22 @@ class GuestHook(Protocol):
         """What the guest has set since it was started, by key."""
         ...
 
+    def follows(self, vm: str) -> bool:
+        """Whether the VM's guest is to be started and stopped with its power state."""
+        ...
+
+    def start(self, plan: GuestPlan) -> None:
+        """Power the guest on; returns when it runs."""
+        ...
+
+    def stop(self, vm: str) -> None:
+        """Cut the guest's power. None is success."""
+        ...
+
+    def move_disks(self, vm: str, disks: Sequence[GuestDisk], files: Sequence[Path]) -> None:
+        """Let each disk be a file instead, with what it holds, while the guest runs or is off."""
+        ...
+
 
 class NoGuests:
     """VMs that are only told of: quiescing succeeds, nothing is ever set."""
@@ -37,3 +71,15 @@ class NoGuests:
 
     def guestinfo(self, vm: str) -> Mapping[str, str]:
         return {}
+
+    def follows(self, vm: str) -> bool:
+        return False
+
+    def start(self, plan: GuestPlan) -> None:
+        """There is nothing to start."""
+
+    def stop(self, vm: str) -> None:
+        """There is nothing to stop."""
+
+    def move_disks(self, vm: str, disks: Sequence[GuestDisk], files: Sequence[Path]) -> None:
+        """There is nothing to move."""

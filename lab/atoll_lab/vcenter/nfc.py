@@ -1,16 +1,18 @@
-"""`/nfc/TICKET/disk-0.vmdk`: where the disks of an import are sent.
+"""`/nfc/TICKET/disk-0.vmdk`: where the disks of an import are sent, and those of an export are read.
 
-Whoever knows the ticket may send; no session is needed, as with ESX. What comes is read by
+Whoever knows the ticket may do so; no session is needed, as with ESX. What comes is read by
 QEMU, which has a reader of its own, and kept as a raw file in the simulator's directory
 (`Control.imported_disk`). It is not written into the VMFS volume on the datastore's LUN.
 """
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pyVmomi import vim, vmodl
@@ -39,7 +41,7 @@ def receive(site: "Site", handler: BaseHTTPRequestHandler) -> tuple[HTTPStatus, 
     """
     ticket, _, name = handler.path.removeprefix(PREFIX).partition("/")
     lease = site.leases.get(ticket)
-    if lease is None or not lease.live or not handler.path.startswith(PREFIX):
+    if lease is None or not lease.live or lease.exports or not handler.path.startswith(PREFIX):
         return HTTPStatus.NOT_FOUND, "There is no such lease"
     disk = lease.disk(name)
     if disk is None:
@@ -70,6 +72,33 @@ def receive(site: "Site", handler: BaseHTTPRequestHandler) -> tuple[HTTPStatus, 
         _forget(lease, directory)
     site.faults.strike("after", "NfcUpload", target)
     return HTTPStatus.OK, ""
+
+
+def give(site: "Site", handler: BaseHTTPRequestHandler) -> None:
+    """Send a disk of an export as QEMU writes streams, or say that there is none.
+
+    Raises DroppedConnection where a fault rule for `NfcDownload` says so.
+    """
+    ticket, _, name = handler.path.removeprefix(PREFIX).partition("/")
+    lease = site.leases.get(ticket)
+    disk = lease.disk(name) if lease is not None and lease.live and lease.exports else None
+    if lease is None or disk is None:
+        handler.send_error(HTTPStatus.NOT_FOUND, "There is no such lease or disk")
+        return
+    directory = site.disk_directory(lease.vm)
+    site.faults.strike("before", "NfcDownload", (site.vm(lease.vm).state.name, lease.vm))
+    with TemporaryDirectory(dir=directory) as scratch:
+        stream = Path(scratch, "disk.vmdk")
+        how = ["-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized"]
+        subprocess.run(["qemu-img", "convert", *how, directory / disk.image, stream], check=True)
+        with stream.open("ab") as file:
+            file.write(bytes(512))  # the end-of-stream marker, which QEMU leaves out
+        handler.send_response(HTTPStatus.OK)
+        handler.send_header("Content-Type", _TYPE)
+        handler.send_header("Content-Length", str(stream.stat().st_size))
+        handler.end_headers()
+        with stream.open("rb") as file:
+            shutil.copyfileobj(file, handler.wfile)
 
 
 def _forget(lease: HttpNfcLease, directory: Path) -> None:

@@ -104,6 +104,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == _VERSIONS:
             self._send(200, _service_versions(), None)
+        elif self.path.startswith(nfc.PREFIX):
+            self.close_connection = True
+            with contextlib.suppress(DroppedConnection, ConnectionError):
+                nfc.give(self.server.site, self)
         else:
             self._send(404, b"", None)
 

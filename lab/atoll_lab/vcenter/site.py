@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -260,11 +259,6 @@ def first_state(hosts: Sequence[HostPlan]) -> SiteState:
             )
         )
     return state
-
-
-def new_uuid() -> str:
-    """A UUID for a VM."""
-    return str(uuid.uuid4())
 
 
 def _local_uuid(iqn: str) -> str:

@@ -1,6 +1,7 @@
 """What the simulator knows and keeps over a restart: plain records, one JSON file."""
 
 import os
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -175,9 +176,10 @@ class DeltaState:
 class VmState:
     """A registered VM. `manager` is the extension key of `config.managedBy`, `folder` an id.
 
-    Without `controllers` it has one paravirtual SCSI controller. `importing` while a lease is held:
-    such a VM is not there any more after a restart. `version` grows with each change of its
-    configuration.
+    One that is `copied` was registered from a file that lies elsewhere than when it was last powered on,
+    and its host asks about that before it powers on. Without `controllers` it has one paravirtual SCSI
+    controller. `importing` while a lease is held: such a VM is not there any more after a restart.
+    `version` grows with each change of its configuration.
     """
 
     moid: str
@@ -210,6 +212,7 @@ class VmState:
     controllers: list[ControllerState] = field(default_factory=list)
     importing: bool = False
     version: int = 1
+    copied: bool = False
 
 
 @dataclass
@@ -253,6 +256,11 @@ class SiteState:
     folders: list[FolderState] = field(default_factory=list)
     roles: list[RoleState] = field(default_factory=list)
     permissions: list[PermissionState] = field(default_factory=list)
+
+
+def new_uuid() -> str:
+    """A UUID for a VM."""
+    return str(uuid.uuid4())
 
 
 _ADAPTER = TypeAdapter(SiteState)

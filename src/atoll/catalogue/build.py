@@ -38,7 +38,9 @@ def pieces_of(
     found: list[CatalogueVolume] = []
     pages: list[PageInfo] = []
     for volume in volumes:
-        where = tuple(sorted(point for point, owner in mounts.items() if owner is volume))
+        where = sorted(
+            (point, owner.top) for point, owner in mounts.items() if owner.address == volume.address
+        )
         entries: Sorted | None = None
         journal, fault = "", ""
         try:
@@ -107,7 +109,7 @@ def _text(entries: Sorted, part: slice) -> bytes:
 
 def _described(
     volume: GuestVolume,
-    mounts: tuple[str, ...],
+    mounts: Sequence[tuple[str, str]],
     journal: str,
     fault: str,
     entries: Sorted | None,
@@ -119,7 +121,8 @@ def _described(
         label=volume.content.label,
         uuid=volume.content.uuid,
         journal=journal,
-        mounts=mounts,
+        mounts=tuple(point for point, _ in mounts),
+        tops=tuple(top for _, top in mounts),
         entries=len(entries.stats) if entries is not None else 0,
         fault=fault,
         fault_count=len(faults),

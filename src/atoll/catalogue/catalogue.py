@@ -125,7 +125,9 @@ class Catalogue:
         self.page_names: Sequence[bytes] = names[: 2 * self._head.pages : 2]
         """Of each page the name of the piece that has its names; quicker to have than the pages."""
         self._mounts = {
-            point: number for number, volume in enumerate(self.volumes) for point in volume.mounts
+            point: (number, top)
+            for number, volume in enumerate(self.volumes)
+            for point, top in zip(volume.mounts, volume.tops, strict=True)
         }
         self._kept: OrderedDict[int, Rows] = OrderedDict()
 
@@ -153,8 +155,8 @@ class Catalogue:
         return sum(volume.entries for volume in self.volumes)
 
     @property
-    def mounts(self) -> dict[str, int]:
-        """Mount points, with the numbers of the volumes there."""
+    def mounts(self) -> dict[str, tuple[int, str]]:
+        """Mount points, with the number of the volume there and the directory of it that is mounted."""
         return dict(self._mounts)
 
     def rows(self, page: int) -> Rows:
@@ -168,8 +170,10 @@ class Catalogue:
     def shown(self, volume: int, inner: str) -> str:
         """How a user names a path of a volume: as the guest does, or by its address."""
         found = self.volumes[volume]
-        for point in found.mounts:
-            path = point.rstrip("/") + inner if inner != "/" else point
+        for point, top in zip(found.mounts, found.tops, strict=True):
+            if inner != (top or "/") and not inner.startswith(top + "/"):
+                continue
+            path = point.rstrip("/") + inner[len(top) :].rstrip("/") or "/"
             if self._owner(path) == point:
                 return path
         return f"{found.address}:{inner}"
@@ -189,7 +193,8 @@ class Catalogue:
         if point is None:
             known = ", ".join(f"{v.address}:/ ({v.kind})" for v in self.volumes) or "none"
             raise NotFoundInPointError(f"Nothing is mounted at {path}; the volumes are {known}.")
-        return self._mounts[point], path[len(point.rstrip("/")) :] or "/"
+        volume_number, top = self._mounts[point]
+        return volume_number, top + path[len(point.rstrip("/")) :].rstrip("/") or "/"
 
     def stat(self, path: str, *, follow: bool = False) -> CatalogueEntry:
         """The entry at a path; symlinks before its end are followed, at its end only if asked."""

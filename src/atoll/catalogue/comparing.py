@@ -67,8 +67,8 @@ def compare(older: Catalogue, newer: Catalogue, path: str = "/") -> Iterator[Cha
     else:
         prefix = path.rstrip("/") + "/"
         chosen += [
-            (newer.volumes[number].address, "/")
-            for point, number in sorted(newer.mounts.items())
+            (newer.volumes[number].address, top or "/")
+            for point, (number, top) in sorted(newer.mounts.items())
             if point.startswith(prefix)
         ]
     for address, below in chosen:

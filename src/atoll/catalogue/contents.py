@@ -32,6 +32,7 @@ class VolumeFault:
 class CatalogueVolume:
     """A volume of the VM: `address` as `disk1:part2`, what it holds, and where the guest mounts it.
 
+    `tops` is for each of the `mounts` the directory that is mounted there: empty for all of the volume.
     `fault` says why nothing of it is in the catalogue, or that it is not whole; `faults` are at most a
     thousand of the `fault_count` places that could not be read.
     """
@@ -42,6 +43,7 @@ class CatalogueVolume:
     uuid: str
     journal: str
     mounts: tuple[str, ...]
+    tops: tuple[str, ...]
     entries: int
     fault: str
     fault_count: int
@@ -118,9 +120,11 @@ def _volume(value: dict[str, object]) -> CatalogueVolume:
     """A volume as this version or a later one wrote it."""
     known = {name: value[name] for name in CatalogueVolume.__slots__}
     faults: Sequence[dict[str, str]] = known["faults"]  # type: ignore[assignment]
-    mounts: Sequence[str] = known["mounts"]  # type: ignore[assignment]
     known["faults"] = tuple(VolumeFault(each["path"], each["reason"]) for each in faults)
-    known["mounts"] = tuple(mounts)
+    for names in ("mounts", "tops"):
+        known[names] = tuple(known[names])  # type: ignore[arg-type]
+    if len(known["mounts"]) != len(known["tops"]):  # type: ignore[arg-type]
+        raise ValueError("each mount has a top")
     return CatalogueVolume(**known)  # type: ignore[arg-type]
 
 

@@ -17,12 +17,14 @@ from atoll.cli import (
     context,
     export,
     files,
+    find,
     holds,
     inventory,
     island,
     mount,
     points,
     prove,
+    recover,
     repo,
     restore,
     runs,
@@ -74,12 +76,16 @@ def _root(
 app.command("inventory")(inventory.inventory)
 app.command("backup")(backup.backup)
 app.command("capture")(capture.capture)
+app.command("resume")(backup.resume)
 app.command("cleanup")(backup.cleanup)
 app.command("points")(points.points)
 app.command("point")(points.point)
 app.command("hold")(holds.hold)
 app.command("release")(holds.release)
 app.command("files")(files.files)
+app.command("find")(find.find)
+app.command("versions")(find.versions)
+app.command("diff")(find.diff)
 app.command("export")(export.export)
 app.command("runs")(runs.runs)
 app.command("mount")(mount.mount)
@@ -87,6 +93,7 @@ app.command("unmount")(mount.unmount)
 app.command("verify")(verify.verify)
 app.command("prove")(prove.prove)
 app.add_typer(restore.app, name="restore")
+app.add_typer(recover.app, name="recover")
 app.add_typer(agent.app, name="agent")
 app.add_typer(repo.app, name="repo")
 app.add_typer(island.app, name="island")

@@ -20,6 +20,7 @@ _SAYS = {
     "proof": "judging the hold",
     "map": "mapping VMFS",
     "copy": "copying",
+    "catalogue": "listing its files",
     "commit": "committing",
     "retire": "retiring old snapshots",
     "restore": "restoring",
@@ -31,6 +32,12 @@ _SAYS = {
     "forget": "forgetting restore points",
     "prune": "giving back space",
     "boot": "booting in the sandbox",
+    "serve": "serving its disks",
+    "present": "presenting its disks to the host",
+    "register": "making the VM",
+    "power-on": "powering on",
+    "move": "moving to its datastore",
+    "end": "switching off",
     "done": "done",
 }
 

@@ -20,15 +20,23 @@ _ANSWER_SECONDS = 5.0
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
-def mount(directory: Path, *, source: str, allow_other: bool, max_read_bytes: int) -> int:
+def mount(
+    directory: Path,
+    *,
+    source: str,
+    allow_other: bool,
+    max_read_bytes: int,
+    writable: bool = False,
+) -> int:
     """Mount on an empty directory; the descriptor that the kernel's requests come through.
 
-    Always read-only, without device files, set-user-ID and execution. Where we
+    Read-only unless `writable`, always without device files, set-user-ID and execution. Where we
     are root the kernel follows no symlink of the tree either, only shows them.
     """
     check(directory)
     options = (
-        f"ro,nosuid,nodev,noexec,subtype=atoll,fsname={_plain(source)},max_read={max_read_bytes}"
+        f"{'rw' if writable else 'ro'},nosuid,nodev,noexec,subtype=atoll,"
+        f"fsname={_plain(source)},max_read={max_read_bytes}"
     )
     if allow_other:
         # Only with others are there permissions to enforce; alone, whoever mounts may read it all.
@@ -59,12 +67,12 @@ def mount(directory: Path, *, source: str, allow_other: bool, max_read_bytes: in
     return descriptor
 
 
-def harden(directory: Path) -> None:
+def harden(directory: Path, *, writable: bool = False) -> None:
     """Let the kernel follow no symlink of the tree. Once it answers; without root nothing happens."""
     if os.geteuid() != 0:
         return
     libc = ctypes.CDLL(None, use_errno=True)
-    flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC | (0 if writable else _MS_RDONLY)
     flags |= _MS_REMOUNT | _MS_BIND | _MS_NOSYMFOLLOW
     if libc.mount(None, os.fsencode(directory), None, flags, None) != 0:
         number = ctypes.get_errno()

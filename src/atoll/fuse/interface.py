@@ -1,7 +1,7 @@
 """What a tree must offer to be mounted: nodes, as a kernel sees them."""
 
 from collections.abc import Hashable, Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 LEAST_OWN_NUMBER = 1 << 32
 """Numbers that nodes have of themselves begin here; the server gives smaller ones to the others."""
@@ -102,6 +102,22 @@ class Node(Protocol):
 
     def xattrs(self) -> Mapping[bytes, bytes]:
         """Extended attributes, POSIX ACLs among them in the kernel's encoding."""
+        ...
+
+
+@runtime_checkable
+class WritableNode(Protocol):
+    """What a file has beside that whose content can be written; its size never changes.
+
+    Uncached, so that each write arrives before it is answered.
+    """
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """All of `data`, which is not kept afterwards."""
+        ...
+
+    def flush(self) -> None:
+        """Return when all that was written is on stable storage."""
         ...
 
 

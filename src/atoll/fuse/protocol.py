@@ -28,13 +28,15 @@ _STATFS = struct.Struct("=QQQQQIIII24x")
 _OPEN = struct.Struct("=QIi")
 _READ = struct.Struct("=QQI")
 _SEEK = struct.Struct("=QQI")
+_WRITE = struct.Struct("=QQIIQII")
 _SIZE = struct.Struct("=II")
 
-_ASYNC_READ, _READDIRPLUS, _ASYNC_DIRECT = 1 << 0, 1 << 13, 1 << 15
+_ASYNC_READ, _BIG_WRITES, _READDIRPLUS, _ASYNC_DIRECT = 1 << 0, 1 << 5, 1 << 13, 1 << 15
 _PARALLEL_DIRECTORIES, _MAX_PAGES, _CACHE_SYMLINKS = 1 << 18, 1 << 22, 1 << 23
 _INIT_EXTENDED, _DIRECT_MMAP = 1 << 30, 1 << 36
 _WANTED = (
     _ASYNC_READ
+    | _BIG_WRITES
     | _READDIRPLUS
     | _ASYNC_DIRECT
     | _PARALLEL_DIRECTORIES
@@ -43,11 +45,11 @@ _WANTED = (
     | _INIT_EXTENDED
     | _DIRECT_MMAP
 )
-_DIRECT_IO, _KEEP_CACHE, _CACHE_DIRECTORY = 1, 2, 8
+_DIRECT_IO, _KEEP_CACHE, _CACHE_DIRECTORY, _PARALLEL_WRITES = 1, 2, 8, 64
 
 
 class Operation(IntEnum):
-    """What the kernel may ask for, of a tree that nobody can write."""
+    """What the kernel may ask for, of a tree in which at most the content of files can be written."""
 
     LOOKUP = 1
     FORGET = 2
@@ -55,8 +57,10 @@ class Operation(IntEnum):
     READLINK = 5
     OPEN = 14
     READ = 15
+    WRITE = 16
     STATFS = 17
     RELEASE = 18
+    FSYNC = 20
     GETXATTR = 22
     LISTXATTR = 23
     FLUSH = 25
@@ -107,6 +111,12 @@ def range_of(body: bytes) -> Range:
     """What READ, READDIR and READDIRPLUS ask for."""
     _, offset, length = _READ.unpack_from(body)
     return Range(offset, length)
+
+
+def write_of(body: bytes) -> tuple[int, memoryview]:
+    """(offset, bytes) of a WRITE."""
+    _, offset, length, *_ = _WRITE.unpack_from(body)
+    return offset, memoryview(body)[_WRITE.size : _WRITE.size + length]
 
 
 def seek_of(body: bytes) -> tuple[int, int]:
@@ -186,11 +196,12 @@ def open_answer(*, uncached: bool, directory: bool) -> bytes:
     """What OPEN and OPENDIR get."""
     if directory:
         return _OPEN.pack(0, _KEEP_CACHE | _CACHE_DIRECTORY, 0)
-    return _OPEN.pack(0, _DIRECT_IO if uncached else _KEEP_CACHE, 0)
+    # Direct writes side by side: of those that overlap nobody promises an order.
+    return _OPEN.pack(0, _DIRECT_IO | _PARALLEL_WRITES if uncached else _KEEP_CACHE, 0)
 
 
 def statfs_answer() -> bytes:
-    """A full file system: nothing can be written."""
+    """A full file system: nothing can be added."""
     return _STATFS.pack(0, 0, 0, 0, 0, 4096, 255, 4096, 0)
 
 
@@ -200,7 +211,7 @@ def number_answer(value: int) -> bytes:
 
 
 def size_answer(size: int) -> bytes:
-    """How much room an extended attribute, or the list of their names, needs."""
+    """How much room an extended attribute, or the list of their names, needs; how much was written."""
     return _SIZE.pack(size, 0)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from atoll.fuse import device, protocol
-from atoll.fuse.interface import Attributes, FindNode, Node
+from atoll.fuse.interface import Attributes, FindNode, Node, WritableNode
 from atoll.fuse.lanes import Lanes
 from atoll.fuse.nodes import NodeTable
 from atoll.fuse.protocol import Operation, Request
@@ -33,7 +33,7 @@ class FuseServer:
 
     Requests are answered side by side; those that wait, for a slow disk or a
     slow parser, keep only others of their lane waiting. `find` finds the nodes
-    that have numbers of their own.
+    that have numbers of their own. `writable` lets the content of WritableNodes be written.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class FuseServer:
         source: str,
         find: FindNode | None = None,
         allow_other: bool = False,
+        writable: bool = False,
         on_failure: OnFailure | None = None,
     ) -> None:
         self._table = NodeTable(root, find)
@@ -51,6 +52,7 @@ class FuseServer:
         self._directory = directory
         self._source = source
         self._allow_other = allow_other
+        self._writable = writable
         self._on_failure = on_failure or (lambda error: None)
         self._counting = threading.Lock()
         self._threads: set[threading.Thread] = set()
@@ -68,11 +70,12 @@ class FuseServer:
             source=self._source,
             allow_other=self._allow_other,
             max_read_bytes=protocol.MAX_READ_BYTES,
+            writable=self._writable,
         )
         try:
             self._greet()
             self._start_thread()
-            device.harden(self._directory)
+            device.harden(self._directory, writable=self._writable)
         except BaseException:
             self.__exit__()
             raise
@@ -88,6 +91,11 @@ class FuseServer:
             thread.join()
         os.close(self._stop[0])
         os.close(self._device)  # whoever still holds files of a mount that was in use loses them
+
+    @property
+    def descriptor(self) -> int:
+        """What the kernel's requests come through. The mount is not dead while anybody has it open."""
+        return self._device
 
     def wait(self, seconds: float) -> bool:
         """Whether somebody unmounted the tree, within that time."""
@@ -253,6 +261,13 @@ class FuseServer:
                 return protocol.open_answer(uncached=node.uncached, directory=True)
             case Operation.READ:
                 return node.read(*protocol.range_of(body))
+            case Operation.WRITE if isinstance(node, WritableNode):
+                offset, data = protocol.write_of(body)
+                node.write(offset, data)
+                return protocol.size_answer(len(data))
+            case Operation.FSYNC if isinstance(node, WritableNode):
+                node.flush()
+                return b""
             case Operation.READDIR | Operation.READDIRPLUS:
                 return self._listing(node, request)
             case Operation.LSEEK:

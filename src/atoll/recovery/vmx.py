@@ -5,6 +5,7 @@ vSphere itself writes for what its API calls by other names (VirtualMachineConfi
 """
 
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -60,6 +61,29 @@ class Vmx:
     hardware: VmHardware
     modes: Mapping[str, str]
     left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VmxIdentity:
+    """What makes a VM that very one: its BIOS UUID, and the address of each card; empty if unknown."""
+
+    bios_uuid: str
+    macs: tuple[str, ...]
+
+
+def parse_identity(content: bytes) -> VmxIdentity:
+    """The identity that a configuration file has, its cards in the order of `parse_vmx`."""
+    lower = {key.lower(): value for key, value in _words(content).items()}
+    digits = re.sub(r"[^0-9a-fA-F]", "", lower.get("uuid.bios", ""))
+    places = dict.fromkeys(match[1] for key in lower if (match := _CARD.fullmatch(key)))
+    return VmxIdentity(
+        bios_uuid=str(uuid.UUID(digits)) if len(digits) == 32 else "",
+        macs=tuple(
+            lower.get(f"{place}.address") or lower.get(f"{place}.generatedaddress", "")
+            for place in sorted(places, key=lambda each: int(each.removeprefix("ethernet")))
+            if _true(lower, f"{place}.present")
+        ),
+    )
 
 
 def parse_vmx(content: bytes, name: str) -> Vmx:

@@ -267,10 +267,7 @@ class DiskDraft:
             if not self._run.due:
                 return
             began = time.monotonic()
-            try:
-                root = root_so_far()
-            except ValueError:
-                return  # within a chunk of the parent that is being replaced, which ends soon
+            root = root_so_far()
             # Another job, further on, may have promised a chunk that this part has too.
             self._waiting = _Waiting(self._part(root, copied_to), session.owed(), began)
         if session.owes(self._waiting.owed):

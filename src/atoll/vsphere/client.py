@@ -13,6 +13,7 @@ from atoll.vsphere.inventory import read_inventory
 from atoll.vsphere.island_volumes import IslandVolumes
 from atoll.vsphere.placeholder_vms import Placeholders
 from atoll.vsphere.placement import PlacementReader
+from atoll.vsphere.recovered_vms import RecoveredVms
 from atoll.vsphere.session import Session
 from atoll.vsphere.settings import VCenterSettings
 from atoll.vsphere.snapshots import VmwareSnapshots
@@ -122,6 +123,10 @@ class VCenter:
     def imports(self) -> VmImports:
         """Imports of whole VMs."""
         return VmImports(self._session)
+
+    def recovered(self) -> RecoveredVms:
+        """VMs recovered in place."""
+        return RecoveredVms(self._session)
 
     def snapshots(self, site: str) -> VmwareSnapshots:
         """The VMware snapshots of this Atoll; `site` tells it from others on the same vCenter."""

@@ -6,6 +6,7 @@ import random
 import ssl
 import subprocess
 import time
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from atoll.model.hardware import Controller, HardDisk, NetworkCard, VmHardware
 from atoll.recovery.stream_vmdk import stream_vmdk
 from atoll.vsphere import nfc_lease
 from atoll.vsphere.client import VCenter
+from atoll.vsphere.import_vm import VmIdentity
 from atoll.vsphere.places import WantedPlace
 from atoll_lab.vcenter.simulator import Simulator
 from repository_parts import MemoryDisk
@@ -447,6 +449,17 @@ def test_on_vcsim(vcsim):
         moref = imports.run(plan, source, nobody)
         assert "new1" in farm.vms()
         assert places.path(imports.home_of(moref)[0]) == "/Datacenters/DC0/vm"
+        identity = VmIdentity(str(uuid.uuid4()), str(uuid.uuid4()))
+        imports.power_off(moref, "new1")
+        assert imports.is_off(moref)
+        imports.settle(moref, "settled", identity)
+        assert imports.identity(moref) == identity
+        found = imports.find(identity.instance_uuid)
+        assert (found.moref, found.name) == (moref, "settled")
+        assert moref not in imports.marked().values()
+        for _ in range(2):
+            imports.delete(moref, "settled")
+        assert imports.find(identity.instance_uuid) is None
 
         def broken(disk, told):
             yield b"KDMV"

@@ -93,7 +93,7 @@ class RecipeFarm:
         noise = os.urandom(4 * MIB)
         self._disk("db1", 2).write_bytes(noise[: 3 * MIB] + bytes(4 * MIB) + noise[3 * MIB :])
         # What Windows leaves at the start of a disk without partitions.
-        boot = b"\xeb\x52\x90NTFS    ".ljust(510, b"\0") + b"\x55\xaa"
+        boot = b"\xeb\x52\x90ReFS\0\0\0\0".ljust(510, b"\0") + b"\x55\xaa"
         self._disk(WINDOWS, 1).write_bytes(boot + noise[: 4 * MIB - len(boot)])
         make_damaged_disk(self._disk(DAMAGED, 1), self.work / "scratch")
         self._put_on_vmfs()

@@ -101,7 +101,7 @@ def test_rsync(farm: RecipeFarm, tmp_path: Path) -> None:
     for vm in ("db1", WINDOWS, DAMAGED):
         farm.assert_images(mirror / vm / "image", vm, farm.states[1])
     assert (mirror / DAMAGED / "files/good").read_bytes() == b"good" * 20_000
-    assert "ntfs" in (mirror / WINDOWS / "volumes/not-read.txt").read_text().lower()
+    assert "refs" in (mirror / WINDOWS / "volumes/not-read.txt").read_text().lower()
     back = tmp_path / "back"
     farm.command("rsync", "-aHAXS", "--numeric-ids", f"{mirror}/db1/files/", f"{back}/")
     assert lost(back, farm.states[1]) == {}

@@ -181,7 +181,8 @@ def test_a_raw_lun_and_a_chain_are_copied_and_later_only_what_changed(site: Site
     second = site.back_up("run2", first)
     assert second.incremental
     assert site.content(second) == [site.chain.content, site.raw.read_bytes()]
-    assert second.disks[1].read_bytes == 64 << 10
+    # What changed, and what was not worth keeping of the one or two chunks around it.
+    assert 64 << 10 <= second.disks[1].read_bytes <= 2 * 4 * (64 << 10)
     assert second.disks[0].read_bytes < _SIZE
     assert site.content(first)[1] != site.content(second)[1]
 

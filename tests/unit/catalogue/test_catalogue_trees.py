@@ -225,6 +225,25 @@ def test_mounts_hide_what_is_below_them_and_symlinks_are_followed() -> None:
         made.stat("etc")
 
 
+def test_subvolumes_of_one_volume_are_found_where_each_is_mounted() -> None:
+    tree = {
+        b"/@": Node(EntryKind.DIRECTORY),
+        b"/@/etc": Node(EntryKind.DIRECTORY),
+        b"/@/etc/hosts": Node(size=7),
+        b"/@home": Node(EntryKind.DIRECTORY),
+        b"/@home/ann": Node(size=5),
+        b"/@snapshots": Node(EntryKind.DIRECTORY),
+    }
+    made = catalogue((tree, {"/": "/@", "/home": "/@home"}))
+    assert [entry.path for entry in made.list("/")] == ["/etc"]
+    assert made.stat("/etc/hosts").size == 7
+    assert [entry.path for entry in made.list("/home")] == ["/home/ann"]
+    assert made.stat("disk1:part1:/@home/ann").path == "/home/ann"
+    assert made.shown(0, "/@snapshots") == "disk1:part1:/@snapshots"
+    assert made.shown(0, "/@") == "/"
+    assert made.shown(0, "/") == "disk1:part1:/"
+
+
 def test_pages_that_are_not_what_was_written_are_refused() -> None:
     page = NamesPage([b"", b"/a"], np.array([2, 1], np.uint32), b"\0b\0c\0")
     data = page.to_bytes()

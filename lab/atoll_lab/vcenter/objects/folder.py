@@ -8,6 +8,7 @@ from pyVmomi import vim, vmodl
 
 from atoll_lab.vcenter.objects.base import Call, Managed, answers, exposes
 from atoll_lab.vcenter.objects.vm_configuration import configure, refuse_duplicate
+from atoll_lab.vcenter.objects.vm_registration import read_vm
 from atoll_lab.vcenter.state import FolderState, VmState
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ class Folder(Managed):
             with site.change():
                 refuse_duplicate(site, self.moid, config.name)
                 chosen = host._moId if host is not None else self._first_host(pool)
-                store, _, inside = str(config.files.vmPathName).partition("] ")
+                store, _, inside = str(config.files.vmPathName).partition("]")
+                inside = inside.strip()
                 found = [d for d in site.datastores() if d.state.name == store.removeprefix("[")]
                 if not found or not found[0].reachable_from(chosen):
                     raise vim.fault.InvalidDatastorePath(
@@ -163,16 +165,19 @@ class Folder(Managed):
     ) -> Any:
         """Register the VM whose configuration file is at `[datastore] path`.
 
-        The simulator knows the files of VMs it had registered before. The VM
-        gets a new id and keeps its instance UUID, as with vSphere.
+        The simulator knows the files of VMs it had registered before; others are read from
+        their volume. The VM gets a new id and keeps its instance UUID, unless another VM has
+        it, as with vSphere.
         """
 
         def work() -> Any:
             site = self.site
+            on = host._moId if host is not None else self._first_host(pool) if pool else ""
+            read = read_vm(site, path, on) if path not in site.state.shelf and on else None
             with site.change():
                 if any(vm.vmx_path() == path for vm in site.vms()):
                     raise vim.fault.AlreadyExists(msg=f"{path} is registered", name=path)
-                shelved = site.state.shelf.get(path)
+                shelved = site.state.shelf.get(path) or read
                 if shelved is None:
                     raise vim.fault.NotFound(msg=f"There is no configuration file {path}")
                 if host is None and pool is None:
@@ -186,7 +191,10 @@ class Folder(Managed):
                         datastore=site.datastore(shelved.datastore).ref,
                         name=site.datastore(shelved.datastore).state.name,
                     )
-                del site.state.shelf[path]
+                refuse_duplicate(site, self.moid, name or shelved.name)
+                site.state.shelf.pop(path, None)
+                if any(vm.state.instance_uuid == shelved.instance_uuid for vm in site.vms()):
+                    shelved.instance_uuid = str(uuid.uuid4())
                 shelved.moid = site.new_id("vm")
                 shelved.name = name or shelved.name
                 shelved.template = asTemplate

@@ -22,6 +22,8 @@ class HttpNfcLease(Managed):
     """Initializing, ready, then done or error. Change it under the registry's lock."""
 
     kind = vim.HttpNfcLease
+    exports = False
+    """Whether its disks are read and not sent."""
 
     def __init__(self, site: "Site", moid: str, session: str, ticket: str, seconds: float) -> None:
         """It can be used in its session alone; its VM waits for the time-out if that ends."""

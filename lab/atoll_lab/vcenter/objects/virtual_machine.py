@@ -2,23 +2,29 @@
 
 import copy
 import shutil
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
 from pyVmomi import vim, vmodl
 
+from atoll_lab.vcenter.guest_hook import GuestPlan
 from atoll_lab.vcenter.objects.authorization import require_privilege
 from atoll_lab.vcenter.objects.base import Call, answers, exposes
 from atoll_lab.vcenter.objects.snapshot import disk_backing
 from atoll_lab.vcenter.objects.vm_configuration import SCSI_KEY, configure, nic_device
+from atoll_lab.vcenter.objects.vm_export import export_vm
 from atoll_lab.vcenter.objects.vm_snapshots import SnapshotHolder
+from atoll_lab.vcenter.objects.vm_start import Question, guest_disks, settle_identity
 from atoll_lab.vcenter.state import DiskState
 
 _CREATED = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 class VirtualMachine(SnapshotHolder):
-    """A registered VM."""
+    """A registered VM. `question` is what its host asks before it goes on."""
+
+    question: Question | None = None
 
     @property
     def display_name(self) -> str:
@@ -38,7 +44,8 @@ class VirtualMachine(SnapshotHolder):
         stores = tuple(self.site.datastore(moid).state.name for moid in self.datastore_ids())
         connected = self.site.host(self.state.host).state.connected
         tasks = self.site.tasks.recent(self.moid)
-        return repr(self.state), stores, connected, tasks, repr(self.guestinfo())
+        asked = self.question.id if self.question is not None else ""
+        return repr(self.state), stores, connected, tasks, repr(self.guestinfo()), asked
 
     @exposes("name")
     def name(self) -> str:
@@ -108,6 +115,7 @@ class VirtualMachine(SnapshotHolder):
             numMksConnections=0,
             recordReplayState="inactive",
             onlineStandby=False,
+            question=self.question.info() if self.question is not None else None,
         )
 
     @exposes("guest")
@@ -135,7 +143,15 @@ class VirtualMachine(SnapshotHolder):
             self.site, call.session.user or "", self, "VirtualMachine.Interact.PowerOn"
         )
         self._require_whole()
-        return self._task(call, "PowerOnVM_Task", lambda: self._power(True))
+        return self._task(call, "PowerOnVM_Task", self._power_on)
+
+    @answers("AnswerVM")
+    def answer(self, call: Call, questionId: str, answerChoice: str) -> None:
+        """Answer what it asks; InvalidArgument for another question, or no choice."""
+        question = self.question
+        if question is None or question.id != questionId:
+            raise vmodl.fault.InvalidArgument(msg=f"There is no question {questionId}")
+        question.answer(answerChoice)
 
     @answers("PowerOffVM_Task")
     def power_off(self, call: Call) -> Any:
@@ -179,6 +195,12 @@ class VirtualMachine(SnapshotHolder):
 
         return self._task(call, "Destroy_Task", work)
 
+    @answers("ExportVm")
+    def export(self, call: Call) -> Any:
+        """A lease under which its disks are read; InvalidPowerState when it runs."""
+        self._require_whole()
+        return export_vm(self, call)
+
     @answers("Rename_Task")
     def rename(self, call: Call, newName: str) -> Any:
         """Give it another name; its files keep theirs."""
@@ -204,16 +226,29 @@ class VirtualMachine(SnapshotHolder):
         host = spec.host._moId if spec.host else None
         datastore = spec.datastore._moId if spec.datastore else None
         disks = {each.diskId: each.datastore._moId for each in spec.disk}
-        return self._task(call, "RelocateVM_Task", lambda: self.move(host, datastore, disks))
+        # Mappings of LUNs become disks of their own where another backing is asked for.
+        flat = {each.diskId for each in spec.disk if each.diskBackingInfo is not None}
+
+        def work() -> None:
+            self.move(host, datastore, disks, flat)
+
+        return self._task(call, "RelocateVM_Task", work)
 
     def move(
         self,
         host_moid: str | None,
         datastore_moid: str | None,
         disks: dict[int, str] | None = None,
+        flat: Collection[int] = (),
     ) -> None:
-        """Move to a host and datastores, all or nothing; the host must reach every datastore."""
+        """Move to a host and datastores, all or nothing; the host must reach every datastore.
+
+        Disks with keys in `flat` are VMDKs afterwards, whatever they were. A mapping moves without
+        the LUN's content else.
+        """
         site, state = self.site, self.state
+        if flat and site.guests.follows(state.name):
+            self._copy_disks(flat)
         with site.change():
             target = host_moid or state.host
             home = datastore_moid or state.datastore
@@ -232,6 +267,9 @@ class VirtualMachine(SnapshotHolder):
                     )
             state.host, state.datastore = target, home
             for disk in state.disks:
+                if disk.key in flat and disk.datastore != homes[disk.key]:
+                    disk.kind, disk.lun, disk.compatibility = "flat", "", "physicalMode"
+                    disk.path = f"{state.name}/{state.name}_{disk.key}.vmdk"
                 disk.datastore = homes[disk.key]
 
     def _power_state(self) -> str:
@@ -239,12 +277,68 @@ class VirtualMachine(SnapshotHolder):
             return "suspended"
         return "poweredOn" if self.state.powered_on else "poweredOff"
 
+    def _power_on(self) -> None:
+        with self.site.registry.reading():
+            if self.state.powered_on or self.state.template:
+                raise _wrong_power(self)
+        if self.state.copied:
+            self._ask_if_copied()
+        self._power(True)
+
+    def _ask_if_copied(self) -> None:
+        """Ask, unless its settings say what to do; FileFault when it is not to be powered on."""
+        action = self.state.extra.get("uuid.action", "")
+        copied: bool | None = action == "create"
+        if action not in ("keep", "create"):
+            question = Question(self.state.name)
+            with self.site.registry.changing():
+                self.question = question
+            try:
+                copied = question.wait()
+            finally:
+                with self.site.registry.changing():
+                    self.question = None
+        if copied is None:
+            raise vmodl.fault.RequestCanceled(msg="The question was answered with Cancel.")
+        with self.site.change():
+            settle_identity(self.state, copied=copied)
+
+    def _copy_disks(self, flat: Collection[int]) -> None:
+        """Storage vMotion of what a real guest runs from: to files of the simulator's."""
+        state, place = self.state, self.site.disk_directory(self.moid)
+        files = [place / f"moved-{disk.key}.raw" for disk in state.disks]
+        self.site.guests.move_disks(state.name, guest_disks(self), files)
+        with self.site.change():
+            for disk, file in zip(state.disks, files, strict=True):
+                disk.image = file.name
+
+    def _follow(self, on: bool) -> None:
+        """Let the guest behind it follow its power."""
+        state, guests = self.state, self.site.guests
+        self.site.power(state.name, on)
+        if not guests.follows(state.name):
+            return
+        if not on:
+            guests.stop(state.name)
+            return
+        guests.start(
+            GuestPlan(
+                vm=state.name,
+                memory_bytes=state.memory_mb << 20,
+                cpus=state.cpus,
+                disks=guest_disks(self),
+                connected=any(nic.start_connected for nic in state.nics),
+            )
+        )
+
     def _power(self, on: bool) -> None:
         with self.site.registry.reading():
             if self.state.powered_on == on or self.state.template:
                 raise _wrong_power(self)
         try:
-            self.site.power(self.state.name, on)
+            self._follow(on)
+        except vmodl.MethodFault:
+            raise
         except Exception as error:
             raise vim.fault.GenericVmConfigFault(
                 msg=f"The guest of {self.state.name} would not follow: {error}", reason=str(error)

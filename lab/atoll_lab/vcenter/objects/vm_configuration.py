@@ -1,21 +1,21 @@
 """A VM's ConfigSpec, as CreateVM_Task and ReconfigVM_Task take it, applied to its record.
 
-Disks are attached and taken away, never made or deleted: their files are the datastore's.
+Disks are attached and taken away, never made or deleted: their files are the datastore's. Mappings of
+LUNs are made, and deleted with the VM or when that is asked for.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from pyVmomi import vim, vmodl
 
-from atoll_lab.vcenter.state import DiskState, NicState, VmState
+from atoll_lab.vcenter.objects.device_keys import disk_key, first_keys
+from atoll_lab.vcenter.state import ControllerState, DiskState, NicState, VmState
 
 if TYPE_CHECKING:
     from atoll_lab.vcenter.site import Site
 
 SCSI_KEY = 1000
-_DISK_KEY = 2000
 _NIC_KEY = 4000
-_UNITS = 16
 
 
 def configure(site: "Site", state: VmState, spec: Any) -> None:
@@ -42,11 +42,17 @@ def configure(site: "Site", state: VmState, spec: Any) -> None:
     if spec.managedBy is not None:
         state.manager = spec.managedBy.extensionKey or None
     for option in spec.extraConfig:
-        state.extra[str(option.key)] = str(option.value)
+        # One that is set to nothing is taken away.
+        state.extra.pop(str(option.key), None)
+        if str(option.value):
+            state.extra[str(option.key)] = str(option.value)
+    made: dict[int, int] = {}
     for change in spec.deviceChange:
         device = change.device
-        if isinstance(device, vim.vm.device.VirtualDisk):
-            _disk(site, state, change)
+        if isinstance(device, vim.vm.device.VirtualController) and device.key < 0:
+            made[device.key] = _controller(state, device)
+        elif isinstance(device, vim.vm.device.VirtualDisk):
+            _disk(site, state, change, made)
         elif isinstance(device, vim.vm.device.VirtualEthernetCard):
             _nic(state, change)
 
@@ -60,7 +66,26 @@ def refuse_duplicate(site: "Site", folder: str, name: str) -> None:
             )
 
 
-def _disk(site: "Site", state: VmState, change: Any) -> None:
+def _controller(state: VmState, device: Any) -> int:
+    """A new controller; its key."""
+    keys = first_keys(type(device))
+    if keys is None:
+        raise vim.fault.InvalidDeviceSpec(msg="The simulator has no such controller", deviceIndex=0)
+    key = int(keys[0] + device.busNumber)
+    if any(known.key == key for known in state.controllers):
+        raise vim.fault.InvalidDeviceSpec(msg="The bus number is taken", deviceIndex=0)
+    state.controllers.append(
+        ControllerState(
+            key=key,
+            kind=type(device).__name__.rpartition(".")[2],
+            bus=device.busNumber,
+            sharing=str(getattr(device, "sharedBus", None) or "noSharing"),
+        )
+    )
+    return key
+
+
+def _disk(site: "Site", state: VmState, change: Any, made: dict[int, int]) -> None:
     device = change.device
     if change.operation == "remove":
         gone = [disk for disk in state.disks if disk.key == device.key]
@@ -70,7 +95,8 @@ def _disk(site: "Site", state: VmState, change: Any) -> None:
             raise vmodl.fault.NotSupported(msg="The simulator deletes no disks")
         state.disks = [disk for disk in state.disks if disk.key != device.key]
         return
-    store, _, inside = str(device.backing.fileName).partition("] ")
+    store, _, inside = str(device.backing.fileName).partition("]")
+    inside = inside.strip()
     found = [each for each in site.datastores() if each.state.name == store.removeprefix("[")]
     if not found or not found[0].reachable_from(state.host):
         raise vim.fault.InvalidDatastorePath(
@@ -81,21 +107,31 @@ def _disk(site: "Site", state: VmState, change: Any) -> None:
     if (change.fileOperation is not None) != raw:
         raise vmodl.fault.NotSupported(msg="The simulator makes mappings and no other disks")
     lun = _seen(site, state.host, device.backing.deviceName) if raw else ""
-    key = _DISK_KEY + _UNITS * (device.controllerKey - SCSI_KEY) + device.unitNumber
+    controller = made.get(device.controllerKey, device.controllerKey)
+    try:
+        key = disk_key(controller, device.unitNumber)
+    except KeyError as error:
+        raise vim.fault.InvalidDeviceSpec(
+            msg=f"There is no controller {controller}", deviceIndex=0
+        ) from error
     if any(disk.key == key for disk in state.disks):
         raise vim.fault.InvalidDeviceSpec(msg="The unit number is taken", deviceIndex=0)
     number = len(state.disks) + 1
+    directory = state.vmx_path.rpartition("/")[0]
     state.disks.append(
         DiskState(
             key=key,
             label=f"Hard disk {number}",
-            path=inside,
+            # Of a datastore alone a name is made up, in the VM's directory.
+            path=inside or f"{directory}/{directory}_{key}.vmdk",
             size_bytes=device.capacityInBytes or device.capacityInKB << 10,
             datastore=found[0].moid,
             mode=device.backing.diskMode or "persistent",
             kind="rdm" if raw else "flat",
             compatibility=device.backing.compatibilityMode if raw else "physicalMode",
             lun=lun,
+            controller=controller if state.controllers else 0,
+            unit=device.unitNumber if state.controllers else 0,
         )
     )
     state.disks.sort(key=lambda disk: disk.key)
@@ -104,8 +140,9 @@ def _disk(site: "Site", state: VmState, change: Any) -> None:
 def _seen(site: "Site", host: str, device_name: str) -> str:
     """The LUN that a host has at `/vmfs/devices/disks/naa.…`; InvalidDeviceBacking."""
     name = str(device_name).rpartition("/")[2]
-    for lun in site.host(host).state.luns:
-        if lun.naa == name:
+    seen = site.host(host).state
+    for lun in seen.luns:
+        if lun.naa == name and name not in seen.detached:
             return name
     raise vim.fault.InvalidDeviceBacking(msg=f"The host has no device {device_name}", deviceIndex=0)
 
@@ -127,6 +164,8 @@ def _nic(state: VmState, change: Any) -> None:
         mac=device.macAddress or "00:50:56:00:00:00",
         network=getattr(device.backing, "deviceName", "") or "",
         start_connected=connect is None or bool(connect.startConnected),
+        kind=type(device).__name__.rpartition(".")[2],
+        address_type=device.addressType or "manual",
     )
     state.nics = sorted([*kept, nic], key=lambda each: each.key)
 

@@ -14,6 +14,7 @@ from pyVmomi import vim, vmodl
 
 from atoll_lab.vcenter.objects.authorization import require_privilege
 from atoll_lab.vcenter.objects.base import Call
+from atoll_lab.vcenter.objects.device_keys import first_keys
 from atoll_lab.vcenter.objects.http_nfc_lease import HttpNfcLease
 from atoll_lab.vcenter.objects.network import NETWORK, NETWORK_NAME
 from atoll_lab.vcenter.objects.vm_configuration import refuse_duplicate
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
     from atoll_lab.vcenter.site import Site
 
 _Device = vim.vm.device
-_FIRST_KEYS = (  # of controllers and of their disks, units a controller
-    (_Device.VirtualSCSIController, 1000, 2000, 16),
-    (_Device.VirtualAHCIController, 15000, 16000, 30),
-    (_Device.VirtualNVMEController, 31000, 31000, 15),
-    (_Device.VirtualIDEController, 200, 3000, 2),
-)
 _NIC_KEY = 4000
 _RESERVED_SCSI_UNIT = 7
 
@@ -232,9 +227,9 @@ def _free_path(site: "Site", home: "Datastore", name: str) -> str:
 
 
 def _keys(kind: Any, index: int) -> tuple[int, int, int]:
-    for known, first, first_disk, units in _FIRST_KEYS:
-        if issubclass(kind, known):
-            return first, first_disk, units
+    found = first_keys(kind)
+    if found is not None:
+        return found
     raise _invalid(index, f"The simulator has no disks at a {kind.__name__}")
 
 

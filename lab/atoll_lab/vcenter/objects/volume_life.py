@@ -43,7 +43,10 @@ class VolumeLife(Managed):
 
     @answers("DetachScsiLun")
     def detach(self, call: Call, lunUuid: str) -> None:
-        """Switch a LUN off; NotFound, InvalidState when it is off, ResourceInUse while it is mounted."""
+        """Switch a LUN off; NotFound, InvalidState when it is off.
+
+        ResourceInUse while a volume on it is mounted, or a VM has it as a disk.
+        """
         with self.site.change():
             lun = self._lun(lunUuid)
             if lun.naa in self._host.detached:
@@ -52,6 +55,13 @@ class VolumeLife(Managed):
                 if lun.naa in datastore.state.extents and datastore.state.uuid in self._host.mounts:
                     raise vim.fault.ResourceInUse(
                         msg=f"{datastore.state.name} is mounted", type="ScsiLun", name=lun.naa
+                    )
+            for vm in self.site.vms():
+                if vm.state.host == self._host.moid and any(
+                    disk.lun == lun.naa for disk in vm.state.disks
+                ):
+                    raise vim.fault.ResourceInUse(
+                        msg=f"VM {vm.state.name} has it as a disk", type="ScsiLun", name=lun.naa
                     )
             self._host.detached.append(lun.naa)
 
