@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from atoll.model.errors import StorageUnreachableError
-from atoll.storage.drivers.ceph.names import image_name
+from atoll.storage.drivers.ceph.names import image_name, snapshot_name
 from atoll.storage.sidecar.client import Sidecar
 from atoll_lab.ceph import MiniCluster
 from atoll_lab.iscsi import IscsiError
@@ -82,6 +82,29 @@ def test_a_helper_killed_in_a_call_leaves_a_call_that_can_be_repeated(
         assert system.read(volume, snapshot)[:4096] == b"kept" * 1024
     assert backend.snapshots() == ([] if call in ("delete_snapshot", "grow_volume") else [snapshot])
     backend.delete_volume(system.group, copy)
+
+
+def test_a_snapshot_that_a_killed_helper_asked_for_and_comes_late_is_not_taken_for_this_one(
+    cluster: MiniCluster, system: CephSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = system.volume()
+    (session,) = system.serve(volume)
+    session.write(0, b"late" * 1024)
+    snapshot = new_id()
+    ask = Sidecar.call
+
+    def late(self: Sidecar, name: str, **arguments: object) -> object:
+        answer = ask(self, name, **arguments)
+        if name == "prepare_snapshot":
+            image = f"{cluster.pool}/{image_name(system.place.id, volume)}"
+            cluster.rbd("snap", "create", f"{image}@{snapshot_name(snapshot)}")
+            session.write(0, b"this" * 1024)
+        return answer
+
+    monkeypatch.setattr(Sidecar, "call", late)
+    system.backend.take_snapshot(system.group, snapshot, [volume])
+    session.close()
+    assert system.read(volume, snapshot)[:4096] == b"this" * 1024
 
 
 def test_a_daemon_that_was_killed_does_not_keep_its_image(system: CephSystem) -> None:

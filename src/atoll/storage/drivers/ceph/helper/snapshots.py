@@ -141,7 +141,13 @@ def _snapshots(image: Any) -> list[str]:
 
 
 def _create_snapshot(snapshot: str, image: Any) -> None:
-    image.create_snap(snapshot_name(snapshot))
+    name = snapshot_name(snapshot)
+    try:
+        image.create_snap(name)
+    except rbd.ImageExists:
+        # What a killed helper had asked for and the cluster did only now. Its instant is not this one.
+        image.remove_snap(name)
+        image.create_snap(name)
 
 
 def _remove_snapshot(snapshot: str, image: Any) -> None:
